@@ -1,0 +1,72 @@
+"""What the engine orders. The shell performs commands in order."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+
+from gfwemu.engine.records import Record
+from gfwemu.model import Verdict
+
+
+@dataclass(frozen=True, slots=True)
+class SetVerdict:
+    """The one verdict of a packet.
+
+    data: the packet's new bytes, where it is rewritten. offload: the kernel may answer the rest of this flow, in both
+    directions, with the same verdict. reason: which rule touched the packet, for the capture's comment; empty where
+    none did.
+    """
+
+    packet_id: int
+    verdict: Verdict
+    data: bytes | None = None
+    offload: bool = False
+    reason: str = ""
+
+
+@dataclass(frozen=True, slots=True)
+class Hold:
+    """The packet waits; a later SetVerdict ends its wait."""
+
+    packet_id: int
+    reason: str = ""
+
+
+@dataclass(frozen=True, slots=True)
+class Inject:
+    """Send this forged IP packet now."""
+
+    data: bytes
+    reason: str
+
+
+@dataclass(frozen=True, slots=True)
+class SetTimer:
+    """Call `TimerFired` at that time (seconds since the epoch). Replaces any earlier wish; None: no wish."""
+
+    at: float | None
+
+
+@dataclass(frozen=True, slots=True)
+class Watch:
+    """Packets between these endpoints must be queued for `seconds`, offloaded or not: a residual block began.
+
+    Ports are None where the key leaves them out. Refreshing is a new Watch.
+    """
+
+    client: bytes
+    server: bytes
+    client_port: int | None
+    server_port: int | None
+    proto: int
+    seconds: float
+
+
+@dataclass(frozen=True, slots=True)
+class Report:
+    """Something for the event log."""
+
+    record: Record
+
+
+Command = SetVerdict | Hold | Inject | SetTimer | Watch | Report

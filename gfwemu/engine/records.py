@@ -1,0 +1,120 @@
+"""What the engine tells: the material of the event log, the verdict table and the capture's comments."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from dataclasses import dataclass, field
+
+from gfwemu.model import Direction, FiveTuple, Placement
+from gfwemu.rules.compiled import Fact
+
+
+@dataclass(frozen=True, slots=True)
+class FlowRef:
+    """Which flow: `tuple` runs from client to server. `protocol` is the recognised one, or ""."""
+
+    flow_id: int
+    tuple: FiveTuple
+    protocol: str = ""
+
+
+@dataclass(frozen=True, slots=True)
+class Evidence:
+    """Why a rule fired: the field, its value, the rule's entry that matched, and the bytes where they are known.
+
+    offset and length count within the message's stream direction or datagram; `excerpt` is at most 64 bytes.
+    """
+
+    field: str
+    value: str
+    entry: str
+    offset: int | None = None
+    length: int | None = None
+    excerpt: bytes = b""
+
+
+@dataclass(frozen=True, slots=True)
+class RuleHit:
+    """A rule fired. packet_number counts the flow's packets in both directions from 1."""
+
+    time: float
+    flow: FlowRef
+    rule: str
+    action: str
+    placement: Placement
+    direction: Direction
+    packet_number: int
+    packet_length: int
+    evidence: tuple[Evidence, ...]
+    facts: Mapping[str, Fact]
+    cite: str = ""
+    observed: str = ""
+    place: str = ""
+    residual_seconds: float = 0.0
+
+
+@dataclass(frozen=True, slots=True)
+class ResidualHit:
+    """A packet met a residual block. Told once for each flow that meets it."""
+
+    time: float
+    flow: FlowRef
+    rule: str
+    action: str
+    key: str
+    remaining: float
+    cite: str = ""
+
+
+@dataclass(frozen=True, slots=True)
+class MessageSeen:
+    """A dissector completed a message: the material of `tls`, `dns`, `http` and `quic` events."""
+
+    time: float
+    flow: FlowRef
+    direction: Direction
+    facts: Mapping[str, Fact]
+
+
+@dataclass(frozen=True, slots=True)
+class PacketDropped:
+    """The first packet of a flow that a rule dropped in that direction; later ones are counted in FlowEnded."""
+
+    time: float
+    flow: FlowRef
+    rule: str
+    direction: Direction
+    length: int
+    ttl: int
+    reason: str
+
+
+@dataclass(frozen=True, slots=True)
+class FlowEnded:
+    """A flow left the table. state: `new`, `established`, `closed`. reason: timeout, closed, evicted, stopping, reload."""
+
+    time: float
+    flow: FlowRef
+    start: float
+    last: float
+    packets_to_server: int
+    packets_to_client: int
+    bytes_to_server: int
+    bytes_to_client: int
+    dropped: int
+    injected: int
+    state: str
+    reason: str
+    rules: tuple[str, ...] = ()
+    facts: Mapping[str, Fact] = field(default_factory=dict)
+
+
+@dataclass(frozen=True, slots=True)
+class EngineFault:
+    """The engine failed on a packet: `on_error` was applied. A bug to report."""
+
+    time: float
+    error: str
+
+
+Record = RuleHit | ResidualHit | MessageSeen | PacketDropped | FlowEnded | EngineFault

@@ -1,0 +1,155 @@
+"""Compiled rules: what the engine reads. Everything here is immutable and free of YAML."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass, field
+from enum import IntEnum
+from typing import Literal, Protocol
+
+from gfwemu.dissect.options import DissectOptions
+from gfwemu.dissect.outcome import FactValue
+from gfwemu.errors import Place
+from gfwemu.model import Placement
+from gfwemu.rules.actions import Action, Residual
+
+Fact = FactValue | bytes
+"""Addresses and payloads are bytes; all else is as dissectors say it."""
+
+Facts = Mapping[str, Fact]
+
+
+class Scope(IntEnum):
+    """When a field is known and a rule on it is looked at: once a flow, once a message, or at every packet."""
+
+    FLOW = 0
+    MESSAGE = 1
+    PACKET = 2
+
+
+class Matcher(Protocol):
+    """One compiled test of one value."""
+
+    def match(self, value: Fact) -> str | None:
+        """The entry that matched, as text for the user (`example.com from @news`), or None."""
+        ...
+
+
+@dataclass(frozen=True, slots=True)
+class Condition:
+    """`field` must be known and match, or, negated, be known and not match."""
+
+    field: str
+    matcher: Matcher
+    negated: bool = False
+
+
+class Schedule(Protocol):
+    """When a rule is in force."""
+
+    def active(self, now: float) -> bool:
+        """`now` is the censor's clock in seconds since the epoch (UTC)."""
+        ...
+
+
+@dataclass(frozen=True, slots=True)
+class CompiledRule:
+    """All conditions and all hooks must hold. Rules are tried in order; the first terminal one decides the flow."""
+
+    index: int
+    name: str
+    action_name: str
+    action: Action
+    conditions: tuple[Condition, ...]
+    scope: Scope
+    placement: Placement
+    place: Place
+    hooks: tuple[Callable[[Facts], bool], ...] = ()
+    probability: float = 1.0
+    residual: Residual | None = None
+    schedule: Schedule | None = None
+    cite: str = ""
+    observed: str = ""
+
+
+@dataclass(frozen=True, slots=True)
+class TcpOptions:
+    """The censor's idea of TCP. Every default is a choice of the emulator, to be set by a profile.
+
+    create_on: what creates a TCB. `any` takes flows up in the middle, too.
+    reassembly: `none` reads each segment alone, `first_segment` only the first, `full` the in-order stream.
+    overlap: of bytes that arrive twice with different content, the `first` or the `last` copy counts.
+    buffer: bytes kept above a hole in one direction, at most.
+    inspect: bytes of one direction that dissectors get to see, at most; beyond it the flow counts as unknown.
+    """
+
+    create_on: Literal["syn", "synack", "any"] = "syn"
+    reassembly: Literal["none", "first_segment", "full"] = "full"
+    overlap: Literal["first", "last"] = "first"
+    verify_checksum: bool = False
+    teardown: frozenset[str] = frozenset({"rst", "fin"})
+    buffer: int = 65_536
+    inspect: int = 262_144
+
+
+@dataclass(frozen=True, slots=True)
+class FragmentOptions:
+    """IP fragments: at most `limit` a datagram, `timeout` seconds, and what an overlap does."""
+
+    reassemble: bool = True
+    limit: int = 64
+    timeout: float = 30.0
+    on_overlap: Literal["first", "last", "drop"] = "drop"
+    datagrams: int = 1024
+
+
+@dataclass(frozen=True, slots=True)
+class FlowOptions:
+    """Bounds and lifetimes (seconds) of the flow table; the least recently used flow goes first."""
+
+    limit: int = 100_000
+    tcp_opening: float = 60.0
+    tcp_established: float = 480.0
+    tcp_closing: float = 10.0
+    udp: float = 60.0
+    other: float = 30.0
+    residual_limit: int = 100_000
+
+
+@dataclass(frozen=True, slots=True)
+class EngineOptions:
+    tcp: TcpOptions = TcpOptions()
+    fragments: FragmentOptions = FragmentOptions()
+    flows: FlowOptions = FlowOptions()
+    dissect: DissectOptions = DissectOptions()
+    hold_packets: int = 4096
+
+
+@dataclass(frozen=True, slots=True)
+class Subscriber:
+    """Who sits behind client addresses: packed networks as (address, prefix length)."""
+
+    name: str
+    networks: tuple[tuple[bytes, int], ...]
+    groups: frozenset[str] = frozenset()
+
+
+@dataclass(frozen=True, slots=True)
+class RuleSet:
+    """A whole rule file with its includes and lists, ready for the engine.
+
+    dissectors: the names of those that any rule needs. inside: networks of the inside as (address, prefix length),
+    used only where the daemon does not know the side from the interface (replay).
+    """
+
+    rules: tuple[CompiledRule, ...]
+    options: EngineOptions = EngineOptions()
+    dissectors: frozenset[str] = frozenset()
+    subscribers: tuple[Subscriber, ...] = ()
+    inside: tuple[tuple[bytes, int], ...] = ()
+    seed: int = 0
+    on_error: Literal["accept", "drop"] = "accept"
+    fail_open: bool = True
+    description: str = ""
+    source: str = ""
+    lists: Mapping[str, int] = field(default_factory=dict)
