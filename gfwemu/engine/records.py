@@ -91,7 +91,10 @@ class PacketDropped:
 
 @dataclass(frozen=True, slots=True)
 class FlowEnded:
-    """A flow left the table. state: `new`, `established`, `closed`. reason: timeout, closed, evicted, stopping, reload."""
+    """A flow left the table.
+
+    state: `new`, `established`, `closed`. reason: `timeout`, `closed`, `evicted`, `stopping`.
+    """
 
     time: float
     flow: FlowRef
