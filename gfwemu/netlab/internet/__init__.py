@@ -1,0 +1,1 @@
+"""The mini-internet: resolvers, sites, certificates, a blockpage and VPN servers inside one network namespace."""
