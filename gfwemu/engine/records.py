@@ -35,7 +35,10 @@ class Evidence:
 
 @dataclass(frozen=True, slots=True)
 class RuleHit:
-    """A rule fired. packet_number counts the flow's packets in both directions from 1."""
+    """A rule fired. packet_number counts the flow's packets in both directions from 1.
+
+    towards: whom a reset goes to (`client`, `server`, `both`), or "" where the action sends none.
+    """
 
     time: float
     flow: FlowRef
@@ -51,6 +54,7 @@ class RuleHit:
     observed: str = ""
     place: str = ""
     residual_seconds: float = 0.0
+    towards: str = ""
 
 
 @dataclass(frozen=True, slots=True)
@@ -78,7 +82,10 @@ class MessageSeen:
 
 @dataclass(frozen=True, slots=True)
 class PacketDropped:
-    """The first packet of a flow that a rule dropped in that direction; later ones are counted in FlowEnded."""
+    """The first packet of a flow that a rule dropped in that direction; later ones are counted in FlowEnded.
+
+    The TCP numbers are None where it was no TCP segment.
+    """
 
     time: float
     flow: FlowRef
@@ -87,6 +94,9 @@ class PacketDropped:
     length: int
     ttl: int
     reason: str
+    tcp_seq: int | None = None
+    tcp_ack: int | None = None
+    tcp_flags: int | None = None
 
 
 @dataclass(frozen=True, slots=True)

@@ -1,0 +1,301 @@
+"""The event log: one JSON object a line, in the conventions of Suricata's EVE.
+
+Names and types follow Suricata's user guide ("EVE JSON Format"). What EVE has no place for stands in the one object
+`censor`; strict mode leaves it out, and `alert.metadata` keeps the essentials.
+
+Packet events (`alert`, `drop`, `tls`, `quic`, `dns`, `http`, `metadata`) name the packet's source as `src_ip`; `flow`
+events name the client. `signature_id` is the CRC-32 of the rule's name without its top bit: the same rule has the same
+number in every run, wherever it stands in its file.
+"""
+
+from __future__ import annotations
+
+import json
+import zlib
+from collections.abc import Mapping
+from datetime import UTC, datetime
+from typing import TextIO
+
+from gfwemu.engine.records import (
+    EngineFault,
+    Evidence,
+    FlowEnded,
+    FlowRef,
+    MessageSeen,
+    PacketDropped,
+    Record,
+    ResidualHit,
+    RuleHit,
+)
+from gfwemu.model import Direction, Placement, address_text
+from gfwemu.report.community_id import known_community_id
+from gfwemu.report.eve_facts import Json, plain_facts, protocol_object, protocol_of
+from gfwemu.report.metrics import Counters
+from gfwemu.wire.packet import TcpFlags
+
+Object = dict[str, Json]
+
+CATEGORY = "Emulated censorship"
+
+_ALLOWED = frozenset({"pass", "alert"})
+_DEGRADED = frozenset({"throttle", "delay", "lose"})
+_REJECTS: Mapping[str, str] = {
+    "reset": "tcp-reset",
+    "rewrite_to_reset": "tcp-reset",
+    "icmp_unreachable": "icmp-prohib",
+}
+_REJECT_TARGETS: Mapping[str, str] = {"client": "to_client", "server": "to_server", "both": "both"}
+_PROTO_NAMES: Mapping[int, str] = {1: "ICMP", 6: "TCP", 17: "UDP", 58: "IPv6-ICMP", 132: "SCTP"}
+_FLOW_REASONS: Mapping[str, str] = {
+    "timeout": "timeout",
+    "closed": "timeout",
+    "evicted": "forced",
+    "stopping": "shutdown",
+}
+
+_DROP_FLAGS = (TcpFlags.SYN, TcpFlags.ACK, TcpFlags.PSH, TcpFlags.RST, TcpFlags.URG, TcpFlags.FIN)
+
+_encode = json.JSONEncoder(separators=(",", ":")).encode
+
+
+def signature_id(rule: str) -> int:
+    """1 to 2^31 - 1, the same for the same rule name."""
+    return (zlib.crc32(rule.encode()) & 0x7FFFFFFF) or 1
+
+
+def timestamp(seconds: float) -> str:
+    """Seconds since the epoch as `2026-01-02T03:04:05.000006+0000`."""
+    whole, microseconds = divmod(round(seconds * 1_000_000), 1_000_000)
+    return f"{datetime.fromtimestamp(whole, UTC):%Y-%m-%dT%H:%M:%S}.{microseconds:06}+0000"
+
+
+class EveWriter:
+    """Writes each record as one line and flushes it, so that a reader may follow. Errors of the stream pass through."""
+
+    def __init__(self, stream: TextIO, *, strict: bool = False) -> None:
+        self._stream = stream
+        self._strict = strict
+
+    def write(self, record: Record) -> None:
+        match record:
+            case RuleHit():
+                event = _rule_hit(record)
+            case ResidualHit():
+                event = _residual_hit(record)
+            case MessageSeen():
+                event = _message(record)
+            case PacketDropped():
+                event = _drop(record)
+            case FlowEnded():
+                event = _flow(record)
+            case EngineFault():
+                event = _fault(record)
+        self._put(event)
+
+    def kernel_rule(
+        self, time: float, rule: str, action: str, packets: int, bytes: int, *, cite: str = "", observed: str = ""
+    ) -> None:
+        """What a rule did that the kernel decided alone: counters, as a `stats` event, for no single packet."""
+        verdict = "accepted" if action in _ALLOWED else "rejected" if action in _REJECTS else "blocked"
+        censor = _present(
+            kind="kernel-rule", rule=rule, action=action, packets=packets, bytes=bytes, cite=cite, observed=observed
+        )
+        self._put({**_head(time, "stats"), "stats": {"ips": {verdict: packets}}, "censor": censor})
+
+    def stats(self, time: float, counters: Counters) -> None:
+        """The state of a running censor."""
+        packets = counters.verdicts.total()
+        event: Object = {
+            **_head(time, "stats"),
+            "stats": {
+                "uptime": max(0, int(time - counters.start_time)),
+                "capture": {"kernel_packets": packets, "kernel_drops": counters.queue_dropped},
+                "decoder": {"pkts": packets, "bytes": counters.verdict_bytes.total()},
+                "flow": {"active": counters.flows, "total": counters.flows + counters.flows_ended.total()},
+                "ips": _ips(counters),
+            },
+            "censor": {
+                "kind": "stats",
+                "injected": counters.injected,
+                "held": counters.held,
+                "faults": counters.faults,
+            },
+        }
+        self._put(event)
+
+    def _put(self, event: Object) -> None:
+        if self._strict:
+            event.pop("censor", None)
+        self._stream.write(_encode(event) + "\n")
+        self._stream.flush()
+
+
+def _ips(counters: Counters) -> Object:
+    by_name = {verdict.value: count for verdict, count in counters.verdicts.items()}
+    return {
+        "accepted": by_name.get("accept", 0),
+        "blocked": by_name.get("drop", 0),
+        "rejected": 0,
+        "replaced": counters.rewritten,
+    }
+
+
+def _head(time: float, kind: str) -> Object:
+    return {"timestamp": timestamp(time), "event_type": kind}
+
+
+def _common(time: float, kind: str, flow: FlowRef, direction: Direction | None) -> Object:
+    """The common section. Without a direction it is an event of the flow, not of a packet."""
+    ends = flow.tuple if direction is not Direction.TO_CLIENT else flow.tuple.reversed()
+    event: Object = {
+        "timestamp": timestamp(time),
+        "flow_id": flow.flow_id,
+        "event_type": kind,
+        "src_ip": address_text(ends.src),
+        "src_port": ends.sport,
+        "dest_ip": address_text(ends.dst),
+        "dest_port": ends.dport,
+        "proto": _PROTO_NAMES.get(ends.proto, f"{ends.proto:03}"),
+        "ip_v": 4 if len(ends.src) == 4 else 6,
+    }
+    if flow.protocol:
+        event["app_proto"] = flow.protocol
+    if direction is not None:
+        event["direction"] = direction.value
+    name = known_community_id(flow.tuple)
+    if name:
+        event["community_id"] = name
+    return event
+
+
+def _present(**members: Json) -> Object:
+    """Only what has something to say."""
+    return {name: value for name, value in members.items() if value not in ("", None, [], {})}
+
+
+def _alert(rule: str, action: str, **metadata: str) -> Object:
+    known: Object = {name: [text] for name, text in {"rule": rule, "rule_action": action, **metadata}.items() if text}
+    return {
+        "action": "allowed" if action in _ALLOWED | _DEGRADED else "blocked",
+        "gid": 1,
+        "signature_id": signature_id(rule),
+        "rev": 1,
+        "signature": rule,
+        "category": CATEGORY,
+        "severity": 3 if action in _ALLOWED else 2 if action in _DEGRADED else 1,
+        "metadata": known,
+    }
+
+
+def _verdict(action: str, placement: Placement, towards: str) -> Object:
+    if action == "pass":
+        return {"action": "pass"}
+    if placement is Placement.ON_PATH or action in _ALLOWED | _DEGRADED:
+        verdict: Object = {"action": "alert"}
+    else:
+        verdict = {"action": "drop"}
+    if action in _REJECTS:
+        verdict["reject"] = [_REJECTS[action]]
+    target = "client" if action == "icmp_unreachable" else towards
+    if target:
+        verdict["reject_target"] = _REJECT_TARGETS[target]
+    return verdict
+
+
+def _evidence(evidence: Evidence) -> Object:
+    return _present(
+        field=evidence.field,
+        value=evidence.value,
+        entry=evidence.entry,
+        offset=evidence.offset,
+        length=evidence.length,
+        excerpt=evidence.excerpt.hex(),
+    )
+
+
+def _rule_hit(hit: RuleHit) -> Object:
+    event = _common(hit.time, "alert", hit.flow, hit.direction)
+    placement = hit.placement.value
+    event["alert"] = _alert(hit.rule, hit.action, cite=hit.cite, observed=hit.observed, placement=placement)
+    event["verdict"] = _verdict(hit.action, hit.placement, hit.towards)
+    kind, content = protocol_object(protocol_of(hit.flow.protocol, hit.facts), hit.facts)
+    if kind != "metadata":
+        event[kind] = content
+    event["censor"] = _present(
+        kind="rule",
+        rule=hit.rule,
+        action=hit.action,
+        placement=placement,
+        packet_number=hit.packet_number,
+        packet_length=hit.packet_length,
+        evidence=[_evidence(item) for item in hit.evidence],
+        facts=plain_facts(hit.facts),
+        cite=hit.cite,
+        observed=hit.observed,
+        place=hit.place,
+        residual_seconds=hit.residual_seconds or None,
+    )
+    return event
+
+
+def _residual_hit(hit: ResidualHit) -> Object:
+    event = _common(hit.time, "alert", hit.flow, Direction.TO_SERVER)
+    event["alert"] = _alert(hit.rule, hit.action, cite=hit.cite, residual_key=hit.key)
+    event["censor"] = _present(
+        kind="residual", rule=hit.rule, action=hit.action, key=hit.key, remaining=hit.remaining, cite=hit.cite
+    )
+    return event
+
+
+def _message(message: MessageSeen) -> Object:
+    kind, content = protocol_object(protocol_of(message.flow.protocol, message.facts), message.facts)
+    event = _common(message.time, kind, message.flow, message.direction)
+    event[kind] = content
+    event["censor"] = {"kind": "message", "facts": plain_facts(message.facts)}
+    return event
+
+
+def _drop(drop: PacketDropped) -> Object:
+    event = _common(drop.time, "drop", drop.flow, drop.direction)
+    content: Object = {"len": drop.length, "ttl": drop.ttl, "reason": "rules"}
+    if drop.tcp_flags is not None:
+        content |= {"tcpseq": drop.tcp_seq, "tcpack": drop.tcp_ack}
+        content |= {flag.name.lower(): bool(drop.tcp_flags & flag) for flag in _DROP_FLAGS if flag.name}
+    event["drop"] = content
+    event["verdict"] = {"action": "drop"}
+    event["censor"] = _present(kind="drop", rule=drop.rule, reason=drop.reason)
+    return event
+
+
+def _flow(flow: FlowEnded) -> Object:
+    event = _common(flow.time, "flow", flow.flow, None)
+    event["flow"] = {
+        "pkts_toserver": flow.packets_to_server,
+        "pkts_toclient": flow.packets_to_client,
+        "bytes_toserver": flow.bytes_to_server,
+        "bytes_toclient": flow.bytes_to_client,
+        "start": timestamp(flow.start),
+        "end": timestamp(flow.last),
+        "age": max(0, int(flow.last - flow.start)),
+        "state": flow.state,
+        "reason": _FLOW_REASONS.get(flow.reason, "unknown"),
+        "alerted": bool(flow.rules),
+        **({"action": "drop"} if flow.dropped else {}),
+    }
+    event["censor"] = _present(
+        kind="flow",
+        dropped=flow.dropped,
+        injected=flow.injected,
+        reason=flow.reason,
+        rules=list(flow.rules),
+        facts=plain_facts(flow.facts),
+    )
+    return event
+
+
+def _fault(fault: EngineFault) -> Object:
+    return {
+        **_head(fault.time, "anomaly"),
+        "anomaly": {"type": "applayer", "event": "ENGINE_FAULT", "layer": "engine"},
+        "censor": {"kind": "fault", "error": fault.error},
+    }

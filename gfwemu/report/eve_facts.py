@@ -1,0 +1,105 @@
+"""From facts to the protocol objects of EVE (`tls`, `quic`, `dns`, `http`, `metadata`), and to plain JSON values."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+
+from gfwemu.model import address_text
+from gfwemu.rules.compiled import Fact
+
+Json = None | bool | int | float | str | list["Json"] | dict[str, "Json"]
+
+_TEXT, _TEXTS, _HASH, _TLS_VERSION, _DNS_TYPE = "text", "texts", "hash", "tls version", "dns type"
+
+_MEMBERS: dict[str, dict[str, tuple[str, str]]] = {
+    "tls": {
+        "tls.sni": ("sni", _TEXT),
+        "tls.version": ("version", _TLS_VERSION),
+        "tls.ja3": ("ja3", _HASH),
+        "tls.ja4": ("ja4", _TEXT),
+        "tls.alpn": ("client_alpns", _TEXTS),
+    },
+    "quic": {
+        "quic.version": ("version", _TEXT),
+        "quic.sni": ("sni", _TEXT),
+        "quic.ja4": ("ja4", _TEXT),
+    },
+    "dns": {
+        "dns.response": ("type", _DNS_TYPE),
+        "dns.qname": ("rrname", _TEXT),
+        "dns.qtype": ("rrtype", _TEXT),
+    },
+    "http": {
+        "http.host": ("hostname", _TEXT),
+        "http.path": ("url", _TEXT),
+        "http.method": ("http_method", _TEXT),
+        "http.version": ("protocol", _TEXT),
+        "http.user_agent": ("http_user_agent", _TEXT),
+    },
+}
+"""EVE object: our field -> its member and form. Names and types as in Suricata's user guide, "EVE JSON Format"."""
+
+_DNS_LOG_VERSION = 2
+
+
+def protocol_of(recognised: str, facts: Mapping[str, Fact]) -> str:
+    """The protocol's name: the recognised one, else what the facts' names begin with, else ""."""
+    if recognised:
+        return recognised
+    for name in facts:
+        prefix, dot, _ = name.partition(".")
+        if dot and prefix in _MEMBERS:
+            return prefix
+    return ""
+
+
+def protocol_object(protocol: str, facts: Mapping[str, Fact]) -> tuple[str, dict[str, Json]]:
+    """EVE's event type for a message of that protocol, and the object of that name.
+
+    A protocol that EVE has no event for becomes a `metadata` event with its facts as flow variables.
+    """
+    members = _MEMBERS.get(protocol)
+    if members is None:
+        variables: list[Json] = [{name: _text(value)} for name, value in facts.items() if "." in name]
+        return "metadata", {"flowvars": variables}
+    content: dict[str, Json] = {}
+    for field, (member, form) in members.items():
+        if field in facts:
+            content[member] = _formed(facts[field], form)
+    if protocol == "dns":
+        content["version"] = _DNS_LOG_VERSION
+        content.setdefault("type", "query")
+    return protocol, content
+
+
+def _formed(value: Fact, form: str) -> Json:
+    if form == _TEXTS:
+        return [_text(item) for item in value] if isinstance(value, tuple) else [_text(value)]
+    if form == _HASH:
+        return {"hash": _text(value)}
+    if form == _TLS_VERSION:
+        text = _text(value)
+        return f"TLS {text}" if text[:1].isdigit() else text
+    if form == _DNS_TYPE:
+        return "answer" if value else "query"
+    return _text(value)
+
+
+def _text(value: Fact) -> str:
+    plain = plain_value("", value)
+    if isinstance(plain, list):
+        return ",".join(str(item) for item in plain)
+    return str(plain).lower() if isinstance(plain, bool) else str(plain)
+
+
+def plain_value(field: str, value: Fact) -> Json:
+    """Addresses (fields `ip.*`) as their text, other bytes as hex, tuples as lists."""
+    if isinstance(value, bytes):
+        return address_text(value) if field.startswith("ip.") and len(value) in (4, 16) else value.hex()
+    if isinstance(value, tuple):
+        return list(value)
+    return value
+
+
+def plain_facts(facts: Mapping[str, Fact]) -> dict[str, Json]:
+    return {name: plain_value(name, value) for name, value in facts.items()}
