@@ -1,0 +1,257 @@
+"""What an event log says in sum: which rule touched which flows, and which flows passed."""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Iterable, Mapping
+from dataclasses import dataclass, field
+from datetime import datetime
+from typing import Any
+
+from gfwemu.engine.records import Evidence
+
+Event = Mapping[str, Any]
+
+HARMLESS = frozenset({"pass", "alert"})
+"""Actions after which a flow still counts as untouched."""
+
+_NAME_MEMBERS: tuple[tuple[str, str], ...] = (
+    ("tls", "sni"),
+    ("quic", "sni"),
+    ("http", "hostname"),
+    ("dns", "rrname"),
+)
+
+
+@dataclass(frozen=True, slots=True)
+class Endpoints:
+    """A flow's ends as text, client first; ports are 0 where there are none."""
+
+    proto: str
+    client: str
+    client_port: int
+    server: str
+    server_port: int
+
+
+@dataclass(slots=True)
+class FlowFacts:
+    """What the log tells of one flow."""
+
+    ends: Endpoints
+    protocol: str = ""
+    name: str = ""
+    injected: int = 0
+    dropped: int = 0
+
+
+@dataclass(slots=True)
+class Row:
+    """One rule and the like flows that it touched: same client, server, server port, protocol and name.
+
+    when: seconds after the log's first event, of the first hit. kind: `rule` or `residual`. packet_number,
+    packet_length and evidence are those of the first hit. flows: their numbers in the log.
+    """
+
+    when: float
+    kind: str
+    rule: str
+    action: str
+    ends: Endpoints
+    protocol: str
+    name: str
+    placement: str
+    direction: str
+    packet_number: int
+    packet_length: int
+    evidence: tuple[Evidence, ...]
+    residual_seconds: float
+    residual_key: str
+    cite: str
+    observed: str
+    place: str
+    flows: set[int] = field(default_factory=set)
+    hits: int = 0
+    injected: int = 0
+    dropped: int = 0
+
+
+@dataclass(frozen=True, slots=True)
+class KernelRow:
+    """A rule that the kernel decided alone."""
+
+    rule: str
+    action: str
+    packets: int
+    bytes: int
+    cite: str = ""
+
+
+@dataclass(slots=True)
+class Summary:
+    """rows in the order of their first hit; passed_names as first seen; unreadable counts lines that are no event."""
+
+    rows: list[Row] = field(default_factory=list)
+    kernel: list[KernelRow] = field(default_factory=list)
+    passed_flows: int = 0
+    passed_names: list[str] = field(default_factory=list)
+    flows: int = 0
+    injected: int = 0
+    dropped: int = 0
+    faults: list[str] = field(default_factory=list)
+    unreadable: int = 0
+
+    @property
+    def touched(self) -> bool:
+        """Whether any packet met another fate than in an open network."""
+        acted = any(row.action not in HARMLESS for row in self.rows)
+        in_kernel = any(row.action not in HARMLESS and row.packets for row in self.kernel)
+        return bool(acted or in_kernel or self.injected or self.dropped)
+
+
+def summarise(lines: Iterable[str]) -> Summary:
+    """Reads an event log, also a strict one or one that ends in the middle of a line."""
+    reader = _Reader()
+    for line in lines:
+        if line.strip():
+            reader.read(line)
+    return reader.finish()
+
+
+class _Reader:
+    def __init__(self) -> None:
+        self._summary = Summary()
+        self._flows: dict[int, FlowFacts] = {}
+        self._hits: list[tuple[int, Row]] = []
+        self._first: float | None = None
+
+    def read(self, line: str) -> None:
+        try:
+            event = json.loads(line)
+            time = datetime.fromisoformat(event["timestamp"]).timestamp()
+            self._take(event, time)
+        except (ValueError, KeyError, TypeError, AttributeError, RecursionError, OverflowError):
+            self._summary.unreadable += 1
+
+    def _take(self, event: Event, time: float) -> None:
+        kind = event["event_type"]
+        if "flow_id" in event:
+            self._learn(event)
+        if kind == "alert":
+            self._note_time(time)
+            number = int(event["flow_id"])
+            self._hits.append((number, _row(time, event, self._flows[number])))
+        elif kind == "flow":
+            self._note_time(datetime.fromisoformat(event["flow"]["start"]).timestamp())
+        elif kind == "stats" and event.get("censor", {}).get("kind") == "kernel-rule":
+            told = event["censor"]
+            self._summary.kernel.append(
+                KernelRow(
+                    str(told["rule"]),
+                    str(told["action"]),
+                    int(told["packets"]),
+                    int(told["bytes"]),
+                    told.get("cite", ""),
+                )
+            )
+        elif kind == "anomaly":
+            self._summary.faults.append(str(event.get("censor", {}).get("error", event["anomaly"]["event"])))
+        else:
+            self._note_time(time)
+
+    def _note_time(self, time: float) -> None:
+        self._first = time if self._first is None else min(self._first, time)
+
+    def _learn(self, event: Event) -> None:
+        source = (str(event["src_ip"]), int(event.get("src_port", 0)))
+        target = (str(event["dest_ip"]), int(event.get("dest_port", 0)))
+        if event.get("direction") == "to_client":
+            source, target = target, source
+        ends = Endpoints(str(event["proto"]), *source, *target)
+        flow = self._flows.setdefault(int(event["flow_id"]), FlowFacts(ends))
+        flow.protocol = str(event.get("app_proto", "")) or flow.protocol
+        flow.name = flow.name or _name(event)
+        if event["event_type"] == "flow":
+            told = event.get("censor", {})
+            flow.injected = int(told.get("injected", 0))
+            flow.dropped = int(told.get("dropped", 0))
+        elif event["event_type"] == "drop":
+            flow.dropped = max(flow.dropped, 1)
+
+    def finish(self) -> Summary:
+        summary = self._summary
+        rows: dict[tuple[object, ...], Row] = {}
+        touched: set[int] = set()
+        for number, hit in self._hits:
+            flow = self._flows[number]
+            hit.name, hit.protocol = flow.name, flow.protocol
+            hit.when -= self._first or 0.0
+            ends = hit.ends
+            key = (hit.kind, hit.rule, hit.action, ends.proto, ends.client, ends.server, ends.server_port, hit.name)
+            row = rows.setdefault(key, hit)
+            row.hits += 1
+            row.flows.add(number)
+            if row.action not in HARMLESS:
+                touched.add(number)
+        for row in rows.values():
+            row.injected = sum(self._flows[number].injected for number in row.flows)
+            row.dropped = sum(self._flows[number].dropped for number in row.flows)
+        summary.rows = sorted(rows.values(), key=lambda row: row.when)
+        for number, flow in self._flows.items():
+            summary.injected += flow.injected
+            summary.dropped += flow.dropped
+            if number in touched or flow.injected or flow.dropped:
+                continue
+            summary.passed_flows += 1
+            if flow.name and flow.name not in summary.passed_names:
+                summary.passed_names.append(flow.name)
+        summary.flows = len(self._flows)
+        return summary
+
+
+def _row(when: float, event: Event, flow: FlowFacts) -> Row:
+    told = event.get("censor", {})
+    metadata = event["alert"].get("metadata", {})
+
+    def either(member: str, *, mirrored: str = "") -> str:
+        return str(told.get(member) or next(iter(metadata.get(mirrored or member, ())), ""))
+
+    return Row(
+        when=when,
+        kind=str(told.get("kind", "residual" if "residual_key" in metadata else "rule")),
+        rule=str(event["alert"]["signature"]),
+        action=either("action", mirrored="rule_action"),
+        ends=flow.ends,
+        protocol=flow.protocol,
+        name=flow.name,
+        placement=either("placement"),
+        direction=str(event.get("direction", "")),
+        packet_number=int(told.get("packet_number", 0)),
+        packet_length=int(told.get("packet_length", 0)),
+        evidence=tuple(_evidence(item) for item in told.get("evidence", ())),
+        residual_seconds=float(told.get("residual_seconds") or told.get("remaining") or 0.0),
+        residual_key=either("key", mirrored="residual_key"),
+        cite=either("cite"),
+        observed=either("observed"),
+        place=either("place"),
+    )
+
+
+def _evidence(told: Event) -> Evidence:
+    offset, length = told.get("offset"), told.get("length")
+    return Evidence(
+        field=str(told["field"]),
+        value=str(told.get("value", "")),
+        entry=str(told.get("entry", "")),
+        offset=None if offset is None else int(offset),
+        length=None if length is None else int(length),
+        excerpt=bytes.fromhex(told.get("excerpt", "")),
+    )
+
+
+def _name(event: Event) -> str:
+    for kind, member in _NAME_MEMBERS:
+        value = event.get(kind, {}).get(member)
+        if value:
+            return str(value)
+    return ""
