@@ -36,6 +36,10 @@ class Side(Enum):
     INSIDE = "inside"
     OUTSIDE = "outside"
 
+    @property
+    def opposite(self) -> Side:
+        return Side.OUTSIDE if self is Side.INSIDE else Side.INSIDE
+
 
 class Placement(Enum):
     """On-path mechanisms see a copy and can only inject; in-path mechanisms may drop, hold and rewrite."""

@@ -1,0 +1,186 @@
+"""From an order to its execution: what each action does at the packet that set its rule off."""
+
+from __future__ import annotations
+
+import random
+from collections.abc import Callable
+from typing import Any
+
+from gfwemu.engine.forge import (
+    InjectorState,
+    Trigger,
+    forge_answers,
+    forge_closes,
+    forge_content,
+    http_response,
+    tls_alert_record,
+)
+from gfwemu.engine.treatments import (
+    Bucket,
+    DelayFlow,
+    DropFlow,
+    FreezeFlow,
+    LoseFlow,
+    PassFlow,
+    RedirectFlow,
+    RewriteFlow,
+    ThrottleFlow,
+    UnreachableFlow,
+)
+from gfwemu.engine.work import Decision, Treatment, Work
+from gfwemu.model import Placement, address_bytes
+from gfwemu.rules.actions import (
+    Alert,
+    Blockpage,
+    Delay,
+    Drop,
+    Fin,
+    Freeze,
+    IcmpUnreachable,
+    Lose,
+    Pass,
+    Poison,
+    Redirect,
+    Reset,
+    RewriteToReset,
+    Throttle,
+    TlsAlert,
+)
+from gfwemu.rules.compiled import CompiledRule
+from gfwemu.wire.packet import Packet, TcpFlags
+
+Scaled = Callable[[float], float]
+
+
+class Enforcer:
+    """Carries out rules. `real_seconds` turns a duration of the censor's clock into one of the real clock.
+
+    After a call the decision of the flow holds the treatment, and the work what happens to the trigger itself.
+    """
+
+    def __init__(self, rng: random.Random, real_seconds: Scaled) -> None:
+        self._rng = rng
+        self._real_seconds = real_seconds
+        self._injectors = InjectorState(rng)
+        self._buckets: dict[tuple[str, bytes], tuple[Bucket, Bucket]] = {}
+
+    def enforce(self, rule: CompiledRule, work: Work, decision: Decision, question: bytes) -> None:
+        """`question`: the DNS message that matched, without a TCP length; only `poison` reads it."""
+        action: Any = rule.action
+        match action:
+            case Alert():
+                work.touch(rule, "alert")
+            case Throttle() | Delay() | Lose():
+                decision.modifiers.append(self._modifier(rule, work))
+            case Poison():
+                forged = forge_answers(self._injectors, action, self._trigger(rule, work), question)
+                self._inject_and(rule, work, decision, forged, "answer forged", flow_goes_on=True)
+            case Reset():
+                self._close(rule, work, decision, action, "RA")
+            case Fin():
+                self._close(rule, work, decision, action, "FA")
+            case Blockpage():
+                self._content(rule, work, decision, http_response(action), "block page sent")
+            case Redirect() if action.location:
+                self._content(rule, work, decision, http_response(action), "redirect sent")
+            case TlsAlert():
+                self._content(rule, work, decision, tls_alert_record(action), "TLS alert sent")
+            case _:
+                self._treat(rule, work, decision, self._terminal(rule, work))
+
+    def meet_residual(self, rule: CompiledRule, work: Work) -> None:
+        """What a residual block of `rule` does to one packet."""
+        residual = rule.residual
+        assert residual is not None
+        action = rule.action
+        resets = isinstance(action, Reset | Fin | RewriteToReset)
+        if residual.action == "drop" or (residual.action == "same" and not resets):
+            work.drop(rule)
+            return
+        if work.packet.proto == 6 and not work.packet.flags & TcpFlags.RST:
+            order = action if isinstance(action, Reset | Fin) else Reset()
+            flags = "FA" if isinstance(action, Fin) else "RA"
+            trigger = self._trigger(rule, work)
+            work.inject(forge_closes(self._injectors, order.injectors, trigger, order.towards, flags), rule)
+            work.touch(rule, "residual reset")
+        if rule.placement is Placement.IN_PATH:
+            work.drop(rule)
+
+    def _trigger(self, rule: CompiledRule, work: Work) -> Trigger:
+        passed = rule.placement is Placement.ON_PATH
+        return Trigger(work.packet, work.flow.tuple, work.direction, passed)
+
+    def _close(self, rule: CompiledRule, work: Work, decision: Decision, action: Reset | Fin, flags: str) -> None:
+        trigger = self._trigger(rule, work)
+        forged = forge_closes(self._injectors, action.injectors, trigger, action.towards, flags)
+        self._inject_and(rule, work, decision, forged, "reset sent" if flags == "RA" else "FIN sent")
+
+    def _content(self, rule: CompiledRule, work: Work, decision: Decision, content: bytes, note: str) -> None:
+        injectors = rule.action.injectors  # type: ignore[union-attr]
+        self._inject_and(
+            rule, work, decision, forge_content(self._injectors, injectors, self._trigger(rule, work), content), note
+        )
+
+    def _inject_and(
+        self,
+        rule: CompiledRule,
+        work: Work,
+        decision: Decision,
+        forged: list[Any],
+        note: str,
+        *,
+        flow_goes_on: bool = False,
+    ) -> None:
+        """Injects; in-path the trigger is dropped, and the rest of the flow unless it goes on."""
+        work.inject(forged, rule)
+        work.touch(rule, note)
+        if rule.placement is Placement.IN_PATH:
+            work.drop(rule)
+        if not flow_goes_on:
+            in_path = rule.placement is Placement.IN_PATH
+            decision.terminal = DropFlow(rule, "both", work.now) if in_path else PassFlow()
+
+    def _treat(self, rule: CompiledRule, work: Work, decision: Decision, treatment: Treatment) -> None:
+        decision.terminal = treatment
+        work.touch(rule, "matched")
+        if not (isinstance(rule.action, Drop) and not rule.action.trigger):
+            treatment.apply(work)
+
+    def _terminal(self, rule: CompiledRule, work: Work) -> Treatment:
+        action: Any = rule.action
+        match action:
+            case Pass():
+                return PassFlow()
+            case Drop():
+                return DropFlow(rule, action.direction, work.now + self._real_seconds(action.after.sample(self._rng)))
+            case RewriteToReset():
+                return RewriteFlow(rule, action.direction)
+            case IcmpUnreachable():
+                return UnreachableFlow(rule, action)
+            case Freeze():
+                packets = None if action.packets is None else action.packets.sample_int(self._rng)
+                size = None if action.bytes is None else int(action.bytes.sample(self._rng))
+                return FreezeFlow(rule, action, packets, size)
+            case Redirect():
+                return self._redirect(rule, action, work.packet)
+        raise TypeError(f"the action {rule.action_name} has no treatment")
+
+    def _redirect(self, rule: CompiledRule, action: Redirect, packet: Packet) -> Treatment:
+        for text in action.address:
+            address = address_bytes(text)
+            if len(address) == len(packet.dst):
+                return RedirectFlow(rule, address, action.port or 0)
+        return PassFlow()
+
+    def _modifier(self, rule: CompiledRule, work: Work) -> Treatment:
+        action: Any = rule.action
+        if isinstance(action, Delay):
+            return DelayFlow(rule, action, self._rng)
+        if isinstance(action, Lose):
+            return LoseFlow(rule, action, self._rng)
+        assert isinstance(action, Throttle)
+        if action.per == "flow":
+            return ThrottleFlow(rule, action, (Bucket(), Bucket()))
+        owner = work.flow.tuple.src if action.per == "subscriber" else b""
+        buckets = self._buckets.setdefault((rule.name, owner), (Bucket(), Bucket()))
+        return ThrottleFlow(rule, action, buckets)

@@ -1,0 +1,115 @@
+"""From packets to messages: which bytes the dissectors get to see, by the censor's idea of the connection."""
+
+from __future__ import annotations
+
+from gfwemu.dissect.dissector import Dissector
+from gfwemu.dissect.outcome import Confirm, Message, Reject
+from gfwemu.dissect.registry import DISSECTORS
+from gfwemu.flow.flow import Flow, direction_index
+from gfwemu.flow.tcb import Tcb
+from gfwemu.model import Direction, Transport
+from gfwemu.rules.compiled import RuleSet
+from gfwemu.wire.packet import Packet
+
+KEPT_BYTES = 4096
+"""Bytes of each direction that are kept for the excerpts of the verdict table."""
+
+UNKNOWN = Message({"protocol": "unknown"})
+
+
+class Inspector:
+    """Feeds the dissectors that the loaded rules need."""
+
+    def __init__(self, rules: RuleSet) -> None:
+        self._options = rules.options
+        needed = [dissector for dissector in DISSECTORS if dissector.name in rules.dissectors]
+        self._by_transport = {
+            int(transport): [dissector for dissector in needed if transport in dissector.transports]
+            for transport in (Transport.TCP, Transport.UDP)
+        }
+
+    def reads(self, proto: int) -> bool:
+        """Whether any dissector that the rules need reads this transport."""
+        return bool(self._by_transport.get(proto))
+
+    def finished(self, flow: Flow) -> bool:
+        """Whether no further message can come of the flow."""
+        if flow.sessions is not None:
+            return not flow.sessions
+        if not self.reads(flow.tuple.proto):
+            return True
+        return flow.tuple.proto == Transport.TCP and flow.tcb is None
+
+    def read(self, packet: Packet, flow: Flow, direction: Direction) -> list[Message]:
+        """The messages that this packet completes, each with `protocol` among its facts."""
+        if packet.proto == Transport.TCP:
+            return self._read_segment(packet, flow, direction)
+        if packet.proto == Transport.UDP and packet.payload:
+            return self._read_datagram(packet, flow, direction)
+        return []
+
+    def _read_segment(self, packet: Packet, flow: Flow, direction: Direction) -> list[Message]:
+        tcp = self._options.tcp
+        if flow.tcb is None:
+            if not Tcb.created_by(packet, tcp):
+                return []
+            flow.tcb = Tcb(tcp)
+        if flow.tcb.torn_down:
+            flow.sessions = []
+            return []
+        data = flow.tcb.read(packet, direction)
+        if not data:
+            return []
+        index = direction_index(direction)
+        if tcp.reassembly == "none":
+            return self._read_alone(packet, flow, direction)
+        if tcp.reassembly == "first_segment" and flow.payloads[index] > 1:
+            flow.sessions = []
+            return []
+        flow.inspected[index] += len(data)
+        if flow.inspected[index] > tcp.inspect:
+            flow.sessions = []
+            return []
+        if len(flow.excerpts[index]) < KEPT_BYTES:
+            flow.excerpts[index] += data[: KEPT_BYTES - len(flow.excerpts[index])]
+        return self._feed(flow, direction, data)
+
+    def _read_alone(self, packet: Packet, flow: Flow, direction: Direction) -> list[Message]:
+        """Each segment by itself, as if the stream began and ended with it."""
+        flow.sessions = None
+        flow.confirmed = False
+        flow.excerpts[direction_index(direction)] = packet.payload[:KEPT_BYTES]
+        messages = self._feed(flow, direction, packet.payload)
+        flow.sessions = None
+        return messages
+
+    def _read_datagram(self, packet: Packet, flow: Flow, direction: Direction) -> list[Message]:
+        flow.excerpts[direction_index(direction)] = packet.payload[:KEPT_BYTES]
+        return self._feed(flow, direction, packet.payload)
+
+    def _feed(self, flow: Flow, direction: Direction, data: bytes) -> list[Message]:
+        if flow.sessions is None:
+            dissectors: list[Dissector] = self._by_transport.get(flow.tuple.proto, [])
+            flow.sessions = [(dissector, dissector.open(self._options.dissect)) for dissector in dissectors]
+            if not flow.sessions:
+                return [UNKNOWN]
+        alive = []
+        for dissector, session in flow.sessions:
+            outcome = session.feed(direction, data)
+            if isinstance(outcome, Reject):
+                continue
+            if isinstance(outcome, Confirm):
+                flow.protocol = dissector.name
+                flow.confirmed = True
+                flow.sessions = [] if outcome.final else [(dissector, session)]
+                return [_named(message, dissector.name) for message in outcome.messages]
+            alive.append((dissector, session))
+        had_any = bool(flow.sessions)
+        flow.sessions = alive
+        if had_any and not alive and not flow.confirmed:
+            return [UNKNOWN]
+        return []
+
+
+def _named(message: Message, protocol: str) -> Message:
+    return Message({**message.facts, "protocol": protocol}, message.spans)
