@@ -7,9 +7,18 @@ answers with `NeedMore`. Inside a field whose length was announced, or in a data
 
 from __future__ import annotations
 
+_CHUNK = 256
+
 
 class OutOfBytes(Exception):  # noqa: N818 - a state of the stream, not an error
-    """The open end of a stream was reached; the rest may still arrive."""
+    """The open end of a stream was reached; the rest may still arrive.
+
+    `wanted`: with fewer bytes than this, counted from the start of the data, reading again ends here again.
+    """
+
+    def __init__(self, wanted: int) -> None:
+        super().__init__(wanted)
+        self.wanted = wanted
 
 
 class MalformedBytes(Exception):  # noqa: N818 - a finding about the bytes, not an error of ours
@@ -35,6 +44,10 @@ class Reader:
         self._end = len(data) if end is None else min(end, len(data))
 
     @property
+    def what(self) -> str:
+        return self._what
+
+    @property
     def position(self) -> int:
         """Bytes from the start of the data to the next byte to be read."""
         return self._position
@@ -48,13 +61,21 @@ class Reader:
         start = self._position
         if count > self._end - start:
             if self._open_end:
-                raise OutOfBytes
+                raise OutOfBytes(start + count)
             raise MalformedBytes(f"{self._what}: {count} bytes wanted, {self._end - start} left")
         self._position = start + count
         return start
 
     def skip(self, count: int) -> None:
         self._advance(count)
+
+    def skip_zeros(self) -> None:
+        """Skip the zero bytes that come next, if any."""
+        found = b""
+        while self._position < self._end and not found:
+            chunk = self._data[self._position : min(self._position + _CHUNK, self._end)]
+            found = chunk.lstrip(b"\0")
+            self._position += len(chunk) - len(found)
 
     def take(self, count: int) -> bytes:
         start = self._advance(count)

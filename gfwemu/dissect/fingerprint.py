@@ -1,0 +1,73 @@
+"""JA3 (Salesforce) and JA4 (FoxIO, BSD-3) fingerprints of a ClientHello."""
+
+from __future__ import annotations
+
+import hashlib
+from collections.abc import Iterable
+from typing import Literal
+
+from gfwemu.dissect.client_hello import ALPN, SERVER_NAME, ClientHello, without_grease
+
+# FoxIO technical_details/JA4.md, "TLS and DTLS Version".
+_JA4_VERSIONS: dict[int, str] = {
+    0x0304: "13",
+    0x0303: "12",
+    0x0302: "11",
+    0x0301: "10",
+    0x0300: "s3",
+    0x0002: "s2",
+    0xFEFF: "d1",
+    0xFEFD: "d2",
+    0xFEFC: "d3",
+}
+_NOTHING = "000000000000"
+
+
+def ja3_text(hello: ClientHello) -> str:
+    """Version, ciphers, extensions, groups and point formats in decimal, before the hash."""
+    lists = (hello.ciphers, hello.extensions, hello.groups)
+    fields = ["-".join(map(str, without_grease(values))) for values in lists]
+    return ",".join([str(hello.legacy_version), *fields, "-".join(map(str, hello.point_formats))])
+
+
+def ja3(hello: ClientHello) -> str:
+    """32 hexadecimal digits."""
+    return hashlib.md5(ja3_text(hello).encode(), usedforsecurity=False).hexdigest()
+
+
+def ja4(hello: ClientHello, protocol: Literal["t", "q"]) -> str:
+    """`t13d1516h2_8daaf6152771_e5627efa2ab1`. protocol: `t` over TCP, `q` over QUIC."""
+    ciphers = without_grease(hello.ciphers)
+    extensions = without_grease(hello.extensions)
+    hashed = _hex(sorted(kind for kind in extensions if kind not in (SERVER_NAME, ALPN)))
+    algorithms = _hex(without_grease(hello.signature_algorithms))
+    if algorithms:
+        hashed += "_" + algorithms
+    return "_".join(
+        (
+            protocol
+            + _JA4_VERSIONS.get(hello.version, "00")
+            + ("d" if hello.has(SERVER_NAME) else "i")
+            + f"{min(len(ciphers), 99):02}{min(len(extensions), 99):02}"
+            + _alpn_letters(hello.alpn),
+            _truncated_hash(_hex(sorted(ciphers))),
+            _truncated_hash(hashed),
+        )
+    )
+
+
+def _alpn_letters(alpn: tuple[bytes, ...]) -> str:
+    if not alpn or not alpn[0]:
+        return "00"
+    first, last = alpn[0][:1], alpn[0][-1:]
+    if first.isalnum() and last.isalnum():
+        return (first + last).decode()
+    return first.hex()[0] + last.hex()[1]
+
+
+def _hex(values: Iterable[int]) -> str:
+    return ",".join(f"{value:04x}" for value in values)
+
+
+def _truncated_hash(text: str) -> str:
+    return hashlib.sha256(text.encode()).hexdigest()[:12] if text else _NOTHING

@@ -1,0 +1,144 @@
+"""TLS over TCP: the ClientHello in the first record or records of the client (RFC 8446 section 5.1)."""
+
+from __future__ import annotations
+
+from bisect import bisect_right
+
+from gfwemu.dissect.client_hello import (
+    CLIENT_HELLO,
+    ENCRYPTED_CLIENT_HELLO,
+    ENCRYPTED_SERVER_NAME,
+    HANDSHAKE_HEADER,
+    OTHER_VERSION,
+    VERSION_NAMES,
+    ClientHello,
+    read_client_hello,
+)
+from gfwemu.dissect.dissector import Dissector
+from gfwemu.dissect.fields import Field, FieldKind
+from gfwemu.dissect.fingerprint import ja3, ja4
+from gfwemu.dissect.options import DissectOptions
+from gfwemu.dissect.outcome import NEED_MORE, Confirm, FactValue, Message, Outcome, Reject, Span
+from gfwemu.dissect.reader import MalformedBytes, OutOfBytes, Reader
+from gfwemu.model import Direction, Transport
+
+_HANDSHAKE = 22
+_RECORD_HEADER = 5
+_RECORD_LIMIT = 1 << 14  # RFC 8446 section 5.1
+
+_VERSIONS = (*VERSION_NAMES.values(), OTHER_VERSION)
+
+FIELDS = (
+    Field("tls.sni", FieldKind.DOMAIN, "Server name of the ClientHello; the outer one under ECH.", "www.example"),
+    Field("tls.alpn", FieldKind.TEXTS, "Application protocols that the ClientHello offers.", "h2"),
+    Field(
+        "tls.version",
+        FieldKind.ENUM,
+        "Highest version that the ClientHello offers, supported_versions included.",
+        "1.3",
+        _VERSIONS,
+    ),
+    Field("tls.legacy_version", FieldKind.ENUM, "Version field of the ClientHello itself.", "1.2", _VERSIONS),
+    Field("tls.versions", FieldKind.TEXTS, "Every version that the ClientHello offers.", "1.2"),
+    Field("tls.ech", FieldKind.FLAG, "Encrypted ClientHello extension (0xfe0d), real or GREASE.", "true"),
+    Field("tls.esni", FieldKind.FLAG, "Encrypted SNI extension of the early drafts (0xffce).", "true"),
+    Field("tls.ja3", FieldKind.TEXT, "JA3 hash of the ClientHello.", "375c6162a492dfbf2795909110ce8424"),
+    Field("tls.ja4", FieldKind.TEXT, "JA4 fingerprint of the ClientHello.", "t13d1516h2_8daaf6152771_e5627efa2ab1"),
+    Field("tls.hello_length", FieldKind.NUMBER, "Bytes of the ClientHello, its 4-byte header included.", "517"),
+)
+
+
+class TlsSession:
+    """Waits for the ClientHello. Anything but handshake records before its end rejects.
+
+    Without `tls_record_reassembly` the ClientHello has to end in the record that it begins in.
+    """
+
+    __slots__ = ("_base", "_limit", "_message", "_pending", "_reassemble", "_starts", "_wanted")
+
+    def __init__(self, options: DissectOptions) -> None:
+        self._reassemble = options.tls_record_reassembly
+        self._limit = options.stream_limit
+        self._pending = bytearray()  # of the record that has not ended yet
+        self._wanted = 1
+        self._base = 0  # stream offset of the pending bytes
+        self._message = bytearray()  # of the handshake, put together from records
+        self._starts: list[tuple[int, int]] = []  # (offset in the message, offset in the stream) of each record's part
+
+    def feed(self, direction: Direction, data: bytes) -> Outcome:
+        if direction is not Direction.TO_SERVER:
+            return NEED_MORE
+        self._pending += data[: self._limit - self._base - len(self._pending)]
+        try:
+            if len(self._pending) >= self._wanted:
+                while not self._read_record():
+                    pass
+                return self._confirm()
+        except OutOfBytes as out:
+            self._wanted = out.wanted
+        except MalformedBytes as malformed:
+            return Reject(str(malformed))
+        if self._base + self._wanted > self._limit:
+            return Reject(f"no whole ClientHello in {self._limit} bytes")
+        return NEED_MORE
+
+    def _read_record(self) -> bool:
+        """Move one record from the pending bytes to the message. True once the ClientHello is whole."""
+        record = Reader(self._pending, "TLS record", open_end=True)
+        if record.u8() != _HANDSHAKE:
+            raise MalformedBytes("not a handshake record")
+        if record.u8() != 3:
+            raise MalformedBytes("record version is not SSL 3 or TLS")
+        record.skip(1)
+        length = record.u16()
+        if not 0 < length <= _RECORD_LIMIT:
+            raise MalformedBytes(f"record length {length}")
+        if not self._message and record.peek(1)[0] != CLIENT_HELLO:
+            raise MalformedBytes("handshake message is not a ClientHello")
+        fragment = record.take(length)
+
+        self._starts.append((len(self._message), self._base + _RECORD_HEADER))
+        self._message += fragment
+        self._base += _RECORD_HEADER + length
+        del self._pending[: _RECORD_HEADER + length]
+        wanted = HANDSHAKE_HEADER + int.from_bytes(self._message[1:HANDSHAKE_HEADER], "big")
+        whole = HANDSHAKE_HEADER <= wanted <= len(self._message)
+        if not whole and not self._reassemble:
+            raise MalformedBytes("ClientHello is split over TLS records")
+        return whole
+
+    def _confirm(self) -> Confirm:
+        hello = read_client_hello(self._message)
+        spans = {}
+        if hello.sni_span is not None:
+            spans["tls.sni"] = self._stream_span(hello.sni_span)
+        return Confirm((Message(tls_facts(hello), spans),), final=True)
+
+    def _stream_span(self, span: Span) -> Span:
+        """From the message to the stream; headers of records that begin inside are counted in."""
+        first = self._stream_offset(span.offset)
+        return Span(first, self._stream_offset(span.offset + span.length - 1) + 1 - first)
+
+    def _stream_offset(self, offset: int) -> int:
+        in_message, in_stream = self._starts[bisect_right(self._starts, offset, key=lambda start: start[0]) - 1]
+        return in_stream + offset - in_message
+
+
+def tls_facts(hello: ClientHello) -> dict[str, FactValue]:
+    facts: dict[str, FactValue] = {
+        "tls.alpn": hello.alpn_names,
+        "tls.version": hello.version_name,
+        "tls.legacy_version": VERSION_NAMES.get(hello.legacy_version, OTHER_VERSION),
+        "tls.versions": tuple(VERSION_NAMES.get(version, OTHER_VERSION) for version in hello.versions),
+        "tls.ech": hello.has(ENCRYPTED_CLIENT_HELLO),
+        "tls.esni": hello.has(ENCRYPTED_SERVER_NAME),
+        "tls.ja3": ja3(hello),
+        "tls.ja4": ja4(hello, "t"),
+        "tls.hello_length": hello.length,
+    }
+    if hello.sni:
+        facts["tls.sni"] = hello.sni
+    return facts
+
+
+TLS = Dissector("tls", frozenset({Transport.TCP}), FIELDS, TlsSession)
