@@ -14,7 +14,7 @@ import json
 import zlib
 from collections.abc import Mapping
 from datetime import UTC, datetime
-from typing import TextIO
+from typing import Protocol
 
 from gfwemu.engine.records import (
     EngineFault,
@@ -69,10 +69,18 @@ def timestamp(seconds: float) -> str:
     return f"{datetime.fromtimestamp(whole, UTC):%Y-%m-%dT%H:%M:%S}.{microseconds:06}+0000"
 
 
+class Lines(Protocol):
+    """What the writer needs of a text stream."""
+
+    def write(self, text: str, /) -> object: ...
+
+    def flush(self) -> object: ...
+
+
 class EveWriter:
     """Writes each record as one line and flushes it, so that a reader may follow. Errors of the stream pass through."""
 
-    def __init__(self, stream: TextIO, *, strict: bool = False) -> None:
+    def __init__(self, stream: Lines, *, strict: bool = False) -> None:
         self._stream = stream
         self._strict = strict
 

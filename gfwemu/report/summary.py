@@ -111,14 +111,16 @@ class Summary:
 
 def summarise(lines: Iterable[str]) -> Summary:
     """Reads an event log, also a strict one or one that ends in the middle of a line."""
-    reader = _Reader()
+    reader = SummaryReader()
     for line in lines:
         if line.strip():
             reader.read(line)
     return reader.finish()
 
 
-class _Reader:
+class SummaryReader:
+    """Takes the lines one by one; keeps the rows and what it knows of each flow, not the lines."""
+
     def __init__(self) -> None:
         self._summary = Summary()
         self._flows: dict[int, FlowFacts] = {}

@@ -92,16 +92,17 @@ def endpoint(address: str, port: int) -> str:
 
 def _entries(rows: list[Row], width: int) -> Iterator[RenderableType]:
     cells = [("when", "flow", "rule", "action", "packet")]
-    for row in rows:
-        what = f"{row.protocol or row.ends.proto.lower()} {printable(row.name) or endpoint(*_server(row.ends))}"
-        if len(row.flows) > 1:
-            what += f" ({len(row.flows)} flows)"
-        number = str(row.packet_number) if row.packet_number else "-"
-        cells.append((f"+{row.when:.3f} s", what, printable(row.rule), printable(row.action), number))
+    for hit in rows:
+        what = f"{hit.protocol or hit.ends.proto.lower()} {printable(hit.name) or endpoint(*_server(hit.ends))}"
+        if len(hit.flows) > 1:
+            what += f" ({len(hit.flows)} flows)"
+        number = str(hit.packet_number) if hit.packet_number else "-"
+        cells.append((f"+{hit.when:.3f} s", what, printable(hit.rule), printable(hit.action), number))
     widths = [max(len(line[column]) for line in cells) for column in range(5)]
     widths[2] = min(widths[2], max(8, width // 4))
     room = width - widths[0] - sum(widths[2:]) - 4 * _GAP
-    for row, line in zip((None, *rows), cells, strict=True):
+    entries: tuple[Row | None, ...] = (None, *rows)
+    for row, line in zip(entries, cells, strict=True):
         style = _style(row.action) if row else "bold"
         if room >= _NARROWEST_FLOW:
             yield _headline(line, (widths[0], min(widths[1], room), *widths[2:]), style)
@@ -186,7 +187,7 @@ def _closing(summary: Summary) -> Iterator[Text]:
     elif not summary.flows and not summary.kernel:
         yield Text("No flow was seen.")
     if summary.injected or summary.dropped:
-        yield Text(f"In sum {count_of(summary.injected, 'packet')} injected, {summary.dropped} dropped.")
+        yield Text(f"In all {count_of(summary.injected, 'packet')} injected, {summary.dropped} dropped.")
     if summary.faults:
         failed = count_of(len(summary.faults), "time")
         yield Text(f"The engine failed {failed}; please report it: {printable(summary.faults[0], 400)}", style="red")

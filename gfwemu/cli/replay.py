@@ -1,0 +1,237 @@
+"""`gfwemu replay`: a capture under an emulated censor."""
+
+from __future__ import annotations
+
+import contextlib
+import dataclasses
+import ipaddress
+import json
+import os
+import sys
+import time
+from collections.abc import Iterator
+from pathlib import Path
+from typing import BinaryIO
+
+import click
+from rich.console import Console
+from rich.progress import Progress
+
+from gfwemu.engine.commands import Command, Inject, Report
+from gfwemu.engine.engine import Engine
+from gfwemu.errors import UsageError
+from gfwemu.model import Verdict
+from gfwemu.replay.capture import read_capture
+from gfwemu.replay.frames import CaptureError, Frame
+from gfwemu.replay.run import Decided, Replay, Totals, comment_of
+from gfwemu.report.eve import EveWriter
+from gfwemu.report.pcapng import PcapngWriter
+from gfwemu.report.summary import SummaryReader
+from gfwemu.report.verdicts import VerdictTable, count_of
+from gfwemu.rules.catalogue import find_profile
+from gfwemu.rules.compiled import RuleSet
+from gfwemu.rules.load import load_rules
+
+_PATIENCE_SECONDS = 2.0
+_FRAMES_BETWEEN_LOOKS = 256
+
+
+@click.command(
+    epilog="""\b
+Examples:
+  gfwemu replay session.pcapng --profile china
+  gfwemu replay session.pcap --rules my.yaml --inside 192.0.2.0/24 --pcap marked.pcapng
+  gfwemu replay session.pcap --profile china --json | jq '.rows[].rule'
+  tcpdump -w - -r big.pcap port 443 | gfwemu replay - --profile china --eve eve.json
+
+\b
+Exit codes: 0 replayed (whatever the verdicts), 2 wrong usage or a damaged capture, 3 wrong rules.
+"""
+)
+@click.argument("capture", metavar="FILE")
+@click.option("--profile", metavar="NAME", help="A profile that `gfwemu list` shows, or a rule file's path.")
+@click.option(
+    "--rules",
+    "rule_files",
+    multiple=True,
+    type=click.Path(path_type=Path),
+    metavar="FILE",
+    help="A rule file; again for more, tried in the order given.",
+)
+@click.option("--inside", multiple=True, metavar="CIDR", help="A network of the subscribers; again for more.")
+@click.option(
+    "--eve", type=click.Path(dir_okay=False, path_type=Path), metavar="FILE", help="Write the event log here."
+)
+@click.option(
+    "--pcap",
+    type=click.Path(dir_okay=False, path_type=Path),
+    metavar="OUT",
+    help="Write the packets here (pcapng), forged ones added, touched ones with a comment.",
+)
+@click.option("--json", "as_json", is_flag=True, help="Print the verdicts as JSON.")
+@click.option("--seed", type=int, metavar="N", help="Of the random choices; the rule file's by default.")
+def replay(
+    capture: str,
+    profile: str | None,
+    rule_files: tuple[Path, ...],
+    inside: tuple[str, ...],
+    eve: Path | None,
+    pcap: Path | None,
+    as_json: bool,
+    seed: int | None,
+) -> None:
+    """Tell what an emulated censor would have done with the packets of a capture.
+
+    FILE is a pcap or pcapng file (`-`: standard input) of Ethernet, Linux cooked, loopback or raw IP packets. The
+    censor's clock is the capture's own. Without --inside, whoever opens a flow is taken for a subscriber.
+
+    A capture cannot react: packets that follow one that the censor would have dropped are in the file all the same, and
+    are judged too.
+    """
+    if not profile and not rule_files:
+        raise UsageError("say which censor: --profile NAME (`gfwemu list` shows them) or --rules FILE")
+    paths = [find_profile(profile)] if profile else []
+    rules = load_rules([*paths, *rule_files], seed=seed)
+    if inside:
+        rules = dataclasses.replace(rules, inside=_networks(inside))
+    with contextlib.ExitStack() as files:
+        stream = files.enter_context(_opened(capture))
+        for path in (eve, pcap):
+            _refuse_same_file(capture, path)
+        sink = _Outputs(
+            files.enter_context(_created(eve)) if eve else None,
+            files.enter_context(_created(pcap)) if pcap else None,
+        )
+        run = Replay(Engine(rules, seed=seed, offload=False), sink, on_error=Verdict(rules.on_error))
+        damage: CaptureError | None = None
+        try:
+            run.run(_with_progress(read_capture(stream, capture), stream), capture)
+        except CaptureError as error:
+            damage = error
+        except OSError as error:
+            raise UsageError(f"reading {capture} or writing what it gave: {error.strerror or error}") from None
+    if damage is None or run.totals.packets:
+        _print(VerdictTable(sink.summary.finish()), run.totals, rules, capture, as_json)
+    if damage is not None:
+        raise damage
+
+
+class _Outputs:
+    """The event log, the capture and the summary of one replay."""
+
+    def __init__(self, eve: BinaryIO | None, pcap: BinaryIO | None) -> None:
+        self.summary = SummaryReader()
+        self._log = eve
+        self._eve = EveWriter(self)
+        self._pcap = PcapngWriter(pcap) if pcap else None
+
+    def write(self, text: str) -> None:
+        """A line of the event log."""
+        self.summary.read(text)
+        if self._log:
+            self._log.write(text.encode())
+
+    def flush(self) -> None:
+        if self._log:
+            self._log.flush()
+
+    def commanded(self, command: Command, now: float) -> None:
+        if isinstance(command, Report):
+            self._eve.write(command.record)
+        elif isinstance(command, Inject) and self._pcap:
+            self._pcap.write(command.data, now, came_from=None, comment=command.reason, injected=True)
+
+    def decided(self, outcome: Decided) -> None:
+        if self._pcap:
+            data = outcome.command.data if outcome.command.data is not None else outcome.packet
+            comment = comment_of(outcome.command)
+            self._pcap.write(data, outcome.now, came_from=outcome.came_from, comment=comment)
+
+
+def _networks(texts: tuple[str, ...]) -> tuple[tuple[bytes, int], ...]:
+    networks = []
+    for text in texts:
+        try:
+            network = ipaddress.ip_network(text, strict=False)
+        except ValueError:
+            raise UsageError(f"--inside: '{text}' is not a network; write it as in 192.0.2.0/24") from None
+        networks.append((network.network_address.packed, network.prefixlen))
+    return tuple(networks)
+
+
+def _opened(capture: str) -> BinaryIO:
+    if capture == "-":
+        return sys.stdin.buffer
+    try:
+        return Path(capture).open("rb")
+    except OSError as error:
+        raise UsageError(f"{capture}: {error.strerror}") from None
+
+
+def _created(path: Path) -> BinaryIO:
+    try:
+        return path.open("wb")
+    except OSError as error:
+        raise UsageError(f"{path}: {error.strerror}") from None
+
+
+def _refuse_same_file(capture: str, output: Path | None) -> None:
+    with contextlib.suppress(OSError):
+        if output and capture != "-" and output.samefile(capture):
+            raise UsageError(f"{output} is the capture itself; write to another file")
+
+
+def _with_progress(frames: Iterator[Frame], stream: BinaryIO) -> Iterator[Frame]:
+    """The same frames, with a bar on a terminal's standard error once it has taken a while."""
+    console = Console(stderr=True)
+    size = os.fstat(stream.fileno()).st_size
+    if not (console.is_terminal and size):
+        yield from frames
+        return
+    began = time.monotonic()
+    with contextlib.ExitStack() as stack:
+        progress: Progress | None = None
+        for count, frame in enumerate(frames):
+            yield frame
+            if count % _FRAMES_BETWEEN_LOOKS:
+                continue
+            if progress is None and time.monotonic() - began > _PATIENCE_SECONDS:
+                progress = stack.enter_context(Progress(console=console, transient=True))
+                task = progress.add_task("Replaying", total=size)
+            if progress is not None:
+                progress.update(task, completed=frame.offset)
+
+
+def _print(table: VerdictTable, totals: Totals, rules: RuleSet, capture: str, as_json: bool) -> None:
+    if as_json:
+        content = {
+            "capture": capture,
+            "rules": rules.source,
+            "seed": rules.seed,
+            "totals": dataclasses.asdict(totals),
+            **table.as_json(),
+        }
+        click.echo(json.dumps(content, indent=2))
+        return
+    console = Console()
+    source = f", rules {rules.source}" if rules.source else ""
+    console.print(f"{capture}: {count_of(totals.packets, 'IP packet')}{source}, seed {rules.seed}", markup=False)
+    for line in _remarks(totals):
+        console.print(line, markup=False)
+    console.print()
+    table.render(console)
+    if table.summary.touched:
+        console.print("A capture cannot react: packets after a dropped or reset one were judged all the same.")
+
+
+def _remarks(totals: Totals) -> Iterator[str]:
+    if totals.other:
+        yield f"{count_of(totals.other, 'frame')} held no IP packet (ARP and such)."
+    if totals.own_forgeries:
+        yield f"{count_of(totals.own_forgeries, 'packet')} forged by an earlier run of gfwemu left out."
+    if totals.cut:
+        yield f"{count_of(totals.cut, 'packet')} cut by the capture's snap length: what was cut could not be judged."
+    if totals.backwards:
+        yield f"{count_of(totals.backwards, 'timestamp')} ran backwards; the clock stood still meanwhile."
+    if totals.undecided:
+        yield f"{count_of(totals.undecided, 'packet')} got no verdict: a bug; please report it."

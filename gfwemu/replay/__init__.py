@@ -1,0 +1,1 @@
+"""Runs the engine over a capture, on the capture's own timestamps."""

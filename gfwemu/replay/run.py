@@ -1,0 +1,164 @@
+"""The replay itself: frames in, the engine's decisions out.
+
+A capture cannot react. Where the emulated censor would have dropped a packet or reset a flow, the later packets of that
+flow are in the capture all the same, and go in.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterable
+from dataclasses import dataclass
+from typing import Protocol
+
+from gfwemu.engine.commands import Command, Report, SetTimer, SetVerdict
+from gfwemu.engine.events import Event, PacketArrived, Stopping, TimerFired
+from gfwemu.engine.records import EngineFault
+from gfwemu.model import Side, Verdict
+from gfwemu.replay.frames import CaptureError, Frame
+from gfwemu.replay.links import LINK_TYPES, ip_packet
+
+DRAIN_SECONDS = 10.0
+"""How long the clock runs on after the last packet, so that what is held or delayed still happens. Our choice."""
+
+_MOST_TIMERS_AT_ONCE = 10_000
+_OWN_CAPTURES = "gfwemu"
+_OWN_SIDES = {"inside": Side.INSIDE, "outside": Side.OUTSIDE}
+_OWN_FORGERIES = "injected"
+
+
+class Decider(Protocol):
+    """The engine, or what stands in for it."""
+
+    def handle(self, event: Event) -> list[Command]: ...
+
+
+@dataclass(frozen=True, slots=True)
+class Decided:
+    """A packet of the capture and what became of it. now: when it was decided, in seconds since the epoch."""
+
+    frame: Frame
+    packet: bytes
+    came_from: Side | None
+    command: SetVerdict
+    now: float
+
+
+class Sink(Protocol):
+    """Where a replay's outcome goes."""
+
+    def decided(self, outcome: Decided) -> None: ...
+
+    def commanded(self, command: Command, now: float) -> None:
+        """Every command in order, those of `decided` included, before it."""
+        ...
+
+
+@dataclass(slots=True)
+class Totals:
+    """What went in. cut: packets that the capture's snap length shortened. backwards: timestamps that ran back.
+
+    own_forgeries: packets of an earlier run that its censor forged; they are left out. undecided: packets that the
+    engine left without a verdict, which is a bug.
+    """
+
+    frames: int = 0
+    packets: int = 0
+    other: int = 0
+    cut: int = 0
+    backwards: int = 0
+    own_forgeries: int = 0
+    undecided: int = 0
+
+
+class Replay:
+    """Feeds one engine. `run` may be called once. on_error: the verdict of a packet on which the engine failed."""
+
+    def __init__(self, engine: Decider, sink: Sink, *, on_error: Verdict = Verdict.ACCEPT) -> None:
+        self.totals = Totals()
+        self._on_error = on_error
+        self._engine = engine
+        self._sink = sink
+        self._now = 0.0
+        self._wish: float | None = None
+        self._waiting: dict[int, tuple[Frame, bytes, Side | None]] = {}
+
+    def run(self, frames: Iterable[Frame], name: str) -> None:
+        """All frames, then the drain, then the end. Raises CaptureError where the capture is damaged.
+
+        What came before the damage has gone in then, and every packet has its verdict.
+        """
+        try:
+            for frame in frames:
+                self._frame(frame, name)
+        except CaptureError:
+            self._finish()
+            raise
+        self._finish()
+
+    def _frame(self, frame: Frame, name: str) -> None:
+        totals = self.totals
+        totals.frames += 1
+        if frame.link_type not in LINK_TYPES:
+            known = ", ".join(sorted({text for text, _ in LINK_TYPES.values()}))
+            raise CaptureError(name, frame.offset, f"link type {frame.link_type} is not supported (these are: {known})")
+        own = frame.application.startswith(_OWN_CAPTURES)
+        if own and frame.interface == _OWN_FORGERIES:
+            totals.own_forgeries += 1
+            return
+        packet = ip_packet(frame)
+        if packet is None:
+            totals.other += 1
+            return
+        totals.packets += 1
+        totals.cut += len(frame.data) < frame.original_length
+        totals.backwards += frame.time < self._now
+        came_from = _OWN_SIDES.get(frame.interface) if own else None
+        self._advance(max(frame.time, self._now))
+        self._waiting[frame.number] = (frame, packet, came_from)
+        self._handle(PacketArrived(frame.number, packet, self._now, came_from))
+
+    def _advance(self, until: float) -> None:
+        """Lets the clock run to `until`, with the timers that come before it."""
+        fired = 0
+        while self._wish is not None and self._wish <= until and fired < _MOST_TIMERS_AT_ONCE:
+            wish = max(self._wish, self._now)
+            fired = fired + 1 if wish == self._now else 0
+            self._now, self._wish = wish, None
+            self._handle(TimerFired(self._now))
+        self._now = until
+
+    def _finish(self) -> None:
+        if not self.totals.packets:
+            return
+        self._advance(self._now + DRAIN_SECONDS)
+        self._handle(Stopping(self._now))
+        self.totals.undecided = len(self._waiting)
+
+    def _handle(self, event: Event) -> None:
+        try:
+            commands = self._engine.handle(event)
+        except Exception as error:
+            # An engine's bug must not end the run; the log names it, and the packet fares as the rules say.
+            fault = EngineFault(self._now, f"{type(error).__name__}: {error}")
+            commands = [Report(fault)]
+            if isinstance(event, PacketArrived):
+                commands.append(SetVerdict(event.packet_id, self._on_error, reason="an engine fault"))
+        for command in commands:
+            self._sink.commanded(command, self._now)
+            if isinstance(command, SetTimer):
+                self._wish = command.at
+            elif isinstance(command, SetVerdict):
+                waiting = self._waiting.pop(command.packet_id, None)
+                if waiting is not None:
+                    self._sink.decided(Decided(*waiting, command, self._now))
+
+
+def comment_of(command: SetVerdict) -> str:
+    """What a capture says of a packet: "" where it passed as it was."""
+    if command.verdict is Verdict.DROP:
+        text = "dropped"
+    elif command.data is not None:
+        text = "rewritten"
+    else:
+        return ""
+    return f"{text} by {command.reason}" if command.reason else text
