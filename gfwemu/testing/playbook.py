@@ -56,7 +56,7 @@ class Reaction:
         return [record for record in self.records if isinstance(record, kind)]
 
 
-class BrokenLaw(AssertionError):
+class BrokenLawError(AssertionError):
     """The engine gave a packet no verdict or more than one, or a verdict to a packet that is not there."""
 
 
@@ -82,7 +82,7 @@ class Playbook:
         if packet_id in self.waiting and not any(
             isinstance(command, Hold) and command.packet_id == packet_id for command in reaction.commands
         ):
-            raise BrokenLaw(f"packet {packet_id} got neither a verdict nor a hold")
+            raise BrokenLawError(f"packet {packet_id} got neither a verdict nor a hold")
         return reaction
 
     def wait(self, seconds: float) -> Reaction:
@@ -102,7 +102,7 @@ class Playbook:
         """Ends the engine; afterwards nothing may wait."""
         reaction = self.send(Stopping(self.now))
         if self.waiting:
-            raise BrokenLaw(f"packets {sorted(self.waiting)} never got a verdict")
+            raise BrokenLawError(f"packets {sorted(self.waiting)} never got a verdict")
         return reaction
 
     def send(self, event: Event) -> Reaction:
@@ -110,7 +110,7 @@ class Playbook:
         for command in commands:
             if isinstance(command, SetVerdict):
                 if command.packet_id not in self.waiting:
-                    raise BrokenLaw(f"packet {command.packet_id} is unknown or has its verdict already")
+                    raise BrokenLawError(f"packet {command.packet_id} is unknown or has its verdict already")
                 self.waiting.discard(command.packet_id)
             elif isinstance(command, SetTimer):
                 self.timer = command.at

@@ -1,0 +1,72 @@
+"""Stream reassembly against a naive model, for any segments in any order."""
+
+from __future__ import annotations
+
+from hypothesis import given
+from hypothesis import strategies as st
+
+from gfwemu.flow.stream import Stream, seq_delta
+
+MODULUS = 1 << 32
+
+
+@st.composite
+def segmentations(draw: st.DrawFn) -> tuple[int, bytes, list[tuple[int, int]]]:
+    """A start number, a text, and pieces (start, end) that cover it, in any order, overlapping."""
+    text = draw(st.binary(min_size=1, max_size=60))
+    start = draw(st.one_of(st.integers(0, MODULUS - 1), st.just(MODULUS - 5)))
+    cuts = sorted(draw(st.sets(st.integers(0, len(text)), max_size=6)) | {0, len(text)})
+    pieces = [(left, right) for left, right in zip(cuts, cuts[1:], strict=False) if left < right]
+    extra = draw(st.lists(st.tuples(st.integers(0, len(text)), st.integers(0, len(text))), max_size=4))
+    pieces += [(min(pair), max(pair)) for pair in extra if pair[0] != pair[1]]
+    return start, text, draw(st.permutations(pieces))
+
+
+@given(segmentations(), st.sampled_from(["first", "last"]))
+def test_any_cut_in_any_order_gives_the_text(case: tuple[int, bytes, list[tuple[int, int]]], overlap: str) -> None:
+    start, text, pieces = case
+    stream = Stream(start, overlap, 65_536)  # type: ignore[arg-type]
+    out = b"".join(stream.push((start + left) % MODULUS, text[left:right]) for left, right in pieces)
+    assert out == text
+    assert stream.held == 0
+    assert stream.next_seq == (start + len(text)) % MODULUS
+
+
+def test_first_copy_wins_or_last_copy_wins() -> None:
+    for overlap, expected in (("first", b"abBC"), ("last", b"abXY")):
+        stream = Stream(0, overlap, 100)  # type: ignore[arg-type]
+        assert stream.push(2, b"BC") == b""
+        assert stream.push(2, b"XY") == b""
+        assert stream.push(0, b"ab") == expected
+
+
+def test_bytes_already_handed_out_stay() -> None:
+    stream = Stream(0, "last", 100)
+    assert stream.push(0, b"abc") == b"abc"
+    assert stream.push(0, b"XYZd") == b"d"
+
+
+def test_no_more_waits_above_a_hole_than_the_buffer_holds() -> None:
+    stream = Stream(0, "first", 10)
+    assert stream.push(5, b"x" * 100) == b""
+    assert stream.held == 5
+    assert stream.push(50, b"y") == b""
+    assert stream.held == 5
+    assert stream.push(0, b"abcde") == b"abcdexxxxx"
+
+
+@given(
+    st.lists(st.tuples(st.integers(0, 200), st.binary(min_size=1, max_size=20)), max_size=40),
+    st.sampled_from(["first", "last"]),
+)
+def test_held_bytes_are_bounded_and_counted_right(pushes: list[tuple[int, bytes]], overlap: str) -> None:
+    stream = Stream(0, overlap, 64)  # type: ignore[arg-type]
+    for seq, data in pushes:
+        stream.push(seq + 1, data)
+        assert 0 <= stream.held <= 64
+    assert stream.delivered == 0
+
+
+def test_sequence_numbers_wrap() -> None:
+    assert seq_delta(3, MODULUS - 2) == 5
+    assert seq_delta(MODULUS - 2, 3) == -5

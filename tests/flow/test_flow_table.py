@@ -1,0 +1,110 @@
+"""The flow table: found from both sides, bounded, least recently used out first, lifetimes."""
+
+from __future__ import annotations
+
+from hypothesis import given
+from hypothesis import strategies as st
+
+from gfwemu.flow.flow import FlowState
+from gfwemu.flow.options import FlowOptions
+from gfwemu.flow.residual import Block, ResidualTable, residual_key
+from gfwemu.flow.table import FlowTable
+from gfwemu.model import Direction, FiveTuple, Side, address_bytes
+
+SERVER = address_bytes("203.0.113.80")
+CLIENT = address_bytes("192.0.2.10")
+
+
+def key(port: int) -> FiveTuple:
+    return FiveTuple(6, CLIENT, port, SERVER, 443)
+
+
+def test_a_flow_is_found_from_both_directions() -> None:
+    table = FlowTable(FlowOptions())
+    flow, evicted = table.add(key(1), Side.INSIDE, 0.0, FlowState.OPENING)
+    assert evicted is None
+    assert table.find(key(1)) == (flow, Direction.TO_SERVER)
+    assert table.find(key(1).reversed()) == (flow, Direction.TO_CLIENT)
+    assert table.find(key(2)) is None
+
+
+def test_a_replaced_server_still_finds_the_flow() -> None:
+    table = FlowTable(FlowOptions())
+    flow, _ = table.add(key(1), None, 0.0, FlowState.OPENING)
+    alias = FiveTuple(6, CLIENT, 1, address_bytes("203.0.113.99"), 8443)
+    table.add_alias(flow, alias)
+    assert table.find(alias.reversed()) == (flow, Direction.TO_CLIENT)
+    table.remove(flow)
+    assert table.find(alias.reversed()) is None
+    assert table.find(key(1)) is None
+
+
+@given(st.lists(st.integers(1, 30), min_size=1, max_size=100), st.integers(1, 8))
+def test_the_table_never_outgrows_its_bound_and_keeps_the_latest(ports: list[int], limit: int) -> None:
+    table = FlowTable(FlowOptions(limit=limit))
+    latest: list[int] = []
+    for now, port in enumerate(ports):
+        found = table.find(key(port))
+        if found is None:
+            table.add(key(port), None, float(now), FlowState.ESTABLISHED)
+        else:
+            found[0].last = float(now)
+            table.touch(found[0], FlowState.ESTABLISHED)
+        latest = [port, *[other for other in latest if other != port]][:limit]
+        assert len(table) <= limit
+    assert {flow.tuple.sport for flow in table} == set(latest)
+
+
+def test_each_state_has_its_own_lifetime() -> None:
+    table = FlowTable(FlowOptions(tcp_opening=10, tcp_established=100))
+    opening, _ = table.add(key(1), None, 0.0, FlowState.OPENING)
+    other, _ = table.add(key(2), None, 0.0, FlowState.OPENING)
+    table.touch(other, FlowState.ESTABLISHED)
+    assert table.sweep(10.0) == []
+    assert table.sweep(10.1) == [opening]
+    assert table.sweep(99.0) == []
+    assert table.sweep(100.1) == [other]
+    assert len(table) == 0
+
+
+class _Rule:
+    def __init__(self, name: str) -> None:
+        self.name = name
+
+
+def block(kind: str, flow: FiveTuple, begins: float, ends: float) -> Block:
+    return Block(kind, residual_key(kind, flow), _Rule("r"), begins, ends, ends - begins)  # type: ignore[arg-type]
+
+
+def test_keys_cover_what_their_name_says() -> None:
+    same_server_other_port = key(1)._replace(dport=80)
+    for kind, other_client_port, other_server_port in (("2tuple", 1, 1), ("3tuple", 1, 0), ("4tuple", 0, 0)):
+        table = ResidualTable(10)
+        assert table.add(block(kind, key(1), 0, 180), refresh=False)
+        assert table.find(key(1), 1) is not None
+        assert (table.find(key(2), 1) is not None) == bool(other_client_port)
+        assert (table.find(same_server_other_port, 1) is not None) == bool(other_server_port)
+        assert table.find(key(1)._replace(dst=CLIENT), 1) is None
+
+
+def test_a_block_begins_and_ends_and_is_not_renewed_unless_told() -> None:
+    table = ResidualTable(10)
+    assert table.add(block("3tuple", key(1), 10, 190), refresh=False)
+    assert table.find(key(1), 9.9) is None
+    assert table.find(key(1), 10) is not None
+    assert not table.add(block("3tuple", key(1), 100, 280), refresh=False)
+    assert table.find(key(1), 189.9) is not None
+    assert table.find(key(1), 190) is None
+    assert len(table) == 0
+    assert table.add(block("3tuple", key(1), 0, 180), refresh=True)
+    assert table.add(block("3tuple", key(1), 100, 280), refresh=True)
+    assert table.find(key(1), 279) is not None
+
+
+def test_residual_blocks_are_bounded_and_follow_the_rules() -> None:
+    table = ResidualTable(3)
+    for port in range(10):
+        table.add(block("4tuple", key(port + 1), 0, 180), refresh=False)
+    assert len(table) == 3
+    table.keep(frozenset({"other"}))
+    assert len(table) == 0
