@@ -71,7 +71,7 @@ class Reader:
 
     def skip_zeros(self) -> None:
         """Skip the zero bytes that come next, if any."""
-        found = b""
+        found: bytes | bytearray = b""
         while self._position < self._end and not found:
             chunk = self._data[self._position : min(self._position + _CHUNK, self._end)]
             found = chunk.lstrip(b"\0")
@@ -95,6 +95,8 @@ class Reader:
     def number(self, size: int) -> int:
         """A big-endian unsigned number of `size` bytes."""
         start = self._advance(size)
+        if size == 1:
+            return self._data[start]
         return int.from_bytes(self._data[start : start + size], "big")
 
     def u8(self) -> int:
@@ -125,11 +127,10 @@ class Reader:
     def vector(self, prefix: int, what: str) -> Reader:
         """A field after its length, which takes `prefix` bytes (RFC 8446 section 3.4)."""
         start = self._position
-        try:
-            return self.field(self.number(prefix), what)
-        except OutOfBytes:
-            self._position = start
-            raise
+        count = self.number(prefix)
+        self._position = start
+        start = self._advance(prefix + count) + prefix
+        return Reader(self._data, what, start=start, end=start + count)
 
     def end(self) -> None:
         """Assert that nothing is left."""
