@@ -2,8 +2,16 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+import math
+from dataclasses import dataclass, replace
 from typing import Literal
+
+from gfwemu.model import Placement
+from gfwemu.rules.actions import Drop, IcmpUnreachable, Pass, Reset
+from gfwemu.rules.compiled import CompiledRule, Matcher, RuleSet, Scope
+from gfwemu.rules.matchers import AnyOf, ExactSet, Numbers
+from gfwemu.rules.networks import NetworkSet, network_text
+from gfwemu.rules.quantities import Varied
 
 
 @dataclass(frozen=True, slots=True)
@@ -38,3 +46,150 @@ class KernelPlan:
     offload: bool = True
     fail_open: bool = True
     track_fragments: bool = False
+
+
+_KERNEL_FIELDS = frozenset({"ip.server", "ip.any", "ip.client", "port.server", "transport"})
+
+
+@dataclass(frozen=True, slots=True)
+class _Reach:
+    """The flows that a rule is about, as far as addresses and ports say it. None: any."""
+
+    servers: NetworkSet | None = None
+    clients: NetworkSet | None = None
+    either: NetworkSet | None = None
+    ports: tuple[tuple[int, int], ...] | None = None
+    transports: frozenset[str] | None = None
+
+    def misses(self, other: _Reach) -> bool:
+        """Whether no flow can be in both. False where it cannot tell."""
+        pairs = ((self.servers, other.servers), (self.clients, other.clients))
+        if any(left is not None and right is not None and not left.overlaps(right) for left, right in pairs):
+            return True
+        if self.transports is not None and other.transports is not None and not self.transports & other.transports:
+            return True
+        if self.ports is None or other.ports is None:
+            return False
+        return not any(a <= d and c <= b for a, b in self.ports for c, d in other.ports)
+
+
+def compile_plan(rules: RuleSet) -> KernelPlan:
+    """What of the rules the kernel decides: rules on nothing but addresses and ports, decided when a flow opens.
+
+    A rule goes to the kernel only where no earlier rule that user space looks at when a flow opens could be first.
+    """
+    kernel: list[KernelRule] = []
+    earlier: list[_Reach] = []
+    pair_blocks = any(rule.residual is not None and rule.residual.key == "2tuple" for rule in rules.rules)
+    for rule in rules.rules:
+        reach = _reach(rule)
+        exact = reach is not None and all(condition.field in _KERNEL_FIELDS for condition in rule.conditions)
+        verdict = _verdict(rule)
+        narrow = reach is not None and (reach.ports is not None or reach.transports is not None)
+        entries: list[KernelRule] = []
+        if reach is not None and exact and verdict is not None and not (pair_blocks and narrow):
+            entries = _kernel_rules(rule, reach, verdict) if all(map(reach.misses, earlier)) else []
+        kernel.extend(entries)
+        if not entries and rule.scope is not Scope.MESSAGE:
+            earlier.append(reach or _Reach())
+    decided = {entry.index for entry in kernel}
+    return KernelPlan(
+        rules=tuple(kernel),
+        fail_open=rules.fail_open,
+        track_fragments=all(rule.index in decided for rule in rules.rules),
+    )
+
+
+def _verdict(rule: CompiledRule) -> Literal["accept", "drop", "reset", "icmp_unreachable"] | None:
+    """The kernel's verdict for the rule, or None where its action needs user space."""
+    if rule.scope is not Scope.FLOW or rule.probability < 1.0 or rule.hooks:
+        return None
+    if rule.schedule is not None or rule.residual is not None:
+        return None
+    match rule.action:
+        case Pass():
+            return "accept"
+        case Drop(trigger=True, after=after) if after == Varied.constant(0.0):
+            return "drop"
+        case Reset() if rule.action == Reset() and rule.placement is Placement.IN_PATH:
+            return "reset"
+        case IcmpUnreachable():
+            return "icmp_unreachable"
+        case _:
+            return None
+
+
+def _reach(rule: CompiledRule) -> _Reach | None:
+    """None where a condition is negated, repeated or of another kind; then nothing is known."""
+    found: dict[str, Matcher] = {}
+    for condition in rule.conditions:
+        if condition.field not in _KERNEL_FIELDS:
+            continue
+        if condition.negated or condition.field in found:
+            return None
+        found[condition.field] = condition.matcher
+    transports = _texts(found.get("transport"))
+    return _Reach(
+        servers=_networks(found.get("ip.server")),
+        clients=_networks(found.get("ip.client")),
+        either=_networks(found.get("ip.any")),
+        ports=_ports(found.get("port.server")),
+        transports=transports,
+    )
+
+
+def _networks(matcher: Matcher | None) -> NetworkSet | None:
+    parts = matcher.parts if isinstance(matcher, AnyOf) else (matcher,)
+    sets = [part for part in parts if isinstance(part, NetworkSet)]
+    if len(sets) == 1:
+        return sets[0]
+    return NetworkSet("", [network for one in sets for network in one]) if sets else None
+
+
+def _texts(matcher: Matcher | None) -> frozenset[str] | None:
+    parts = matcher.parts if isinstance(matcher, AnyOf) else (matcher,)
+    sets = [part for part in parts if isinstance(part, ExactSet)]
+    return frozenset(text for one in sets for text in one.texts) if sets else None
+
+
+def _ports(matcher: Matcher | None) -> tuple[tuple[int, int], ...] | None:
+    if not isinstance(matcher, Numbers):
+        return None
+    spans: list[tuple[int, int]] = []
+    for interval in matcher.intervals:
+        low = math.floor(interval.low) + 1 if interval.low_open else math.ceil(interval.low)
+        top = min(interval.high, 65_535.0)
+        high = math.ceil(top) - 1 if interval.high_open and interval.high <= 65_535 else math.floor(top)
+        if low <= high:
+            spans.append((low, high))
+    return tuple(spans)
+
+
+def _kernel_rules(
+    rule: CompiledRule, reach: _Reach, verdict: Literal["accept", "drop", "reset", "icmp_unreachable"]
+) -> list[KernelRule]:
+    """One, or two where either end may be listed. None where the kernel's form cannot say it."""
+    transports = reach.transports
+    if transports is not None and not transports <= {"tcp", "udp"}:
+        return []
+    entry = KernelRule(
+        index=rule.index,
+        name=rule.name,
+        verdict=verdict,
+        servers=_cidrs(reach.servers),
+        clients=_cidrs(reach.clients),
+        ports=reach.ports or (),
+        transports=tuple(sorted(transports or ())),
+        direction=rule.action.direction if isinstance(rule.action, Drop) else "both",
+        code=rule.action.code if isinstance(rule.action, IcmpUnreachable) else "admin_prohibited",
+    )
+    if reach.either is None:
+        return [entry]
+    if reach.servers is not None or reach.clients is not None:
+        return []
+    listed = _cidrs(reach.either)
+    return [replace(entry, servers=listed), replace(entry, clients=listed)]
+
+
+def _cidrs(networks: NetworkSet | None) -> tuple[str, ...]:
+    return tuple(sorted(network_text(network) for network in networks)) if networks is not None else ()
