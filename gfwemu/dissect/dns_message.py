@@ -1,0 +1,103 @@
+"""Header and first question of a DNS message (RFC 1035 section 4.1). EDNS and everything else behind it is not read."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+
+from gfwemu.dissect.dns_name import read_name
+from gfwemu.dissect.reader import MalformedBytes, Reader
+
+HEADER_LENGTH = 12
+# Header, root name, type and class.
+SHORTEST_MESSAGE = 17
+
+FLAG_RESPONSE = 0x8000
+FLAG_AUTHORITATIVE = 0x0400
+FLAG_RECURSION_DESIRED = 0x0100
+FLAG_RECURSION_AVAILABLE = 0x0080
+_OPCODE = 0x7800
+_RESERVED = 0x0040
+_RCODE = 0x000F
+
+# No genuine message has as many questions or records of a kind; random bytes have. The largest counts that published
+# evasions put into a query are far smaller (32 answers, Nourin et al., WWW 2023). The bound is a guess.
+_LARGEST_QUERY_COUNT = 255
+
+# IANA "DNS Parameters": resource record types and classes that occur in queries; the others are TYPEn and CLASSn
+# (RFC 3597 section 5).
+QTYPES: dict[int, str] = {
+    **{1: "A", 2: "NS", 5: "CNAME", 6: "SOA", 10: "NULL", 12: "PTR", 13: "HINFO", 15: "MX", 16: "TXT", 17: "RP"},
+    **{24: "SIG", 25: "KEY", 28: "AAAA", 29: "LOC", 33: "SRV", 35: "NAPTR", 37: "CERT", 39: "DNAME", 43: "DS"},
+    **{44: "SSHFP", 46: "RRSIG", 47: "NSEC", 48: "DNSKEY", 50: "NSEC3", 51: "NSEC3PARAM", 52: "TLSA", 53: "SMIMEA"},
+    **{59: "CDS", 60: "CDNSKEY", 61: "OPENPGPKEY", 64: "SVCB", 65: "HTTPS", 99: "SPF", 108: "EUI48", 109: "EUI64"},
+    **{249: "TKEY", 250: "TSIG", 251: "IXFR", 252: "AXFR", 255: "ANY", 256: "URI", 257: "CAA"},
+}
+QCLASSES: dict[int, str] = {1: "IN", 3: "CH", 4: "HS", 254: "NONE", 255: "ANY"}
+
+
+@dataclass(frozen=True, slots=True)
+class Query:
+    """What an answer must echo. `question_bytes` is the first question as it stood: name, type, class.
+
+    `flags_rd`: recursion desired. `qname`: lower case, without trailing dot, "." for the root.
+    """
+
+    id: int
+    flags_rd: bool
+    question_bytes: bytes
+    qname: str
+    qtype_number: int
+    qclass: int
+
+
+@dataclass(frozen=True, slots=True)
+class Header:
+    """The fixed part; `questions` is QDCOUNT."""
+
+    id: int
+    flags: int
+    questions: int
+
+    @property
+    def response(self) -> bool:
+        return bool(self.flags & FLAG_RESPONSE)
+
+
+def read_header(reader: Reader) -> Header:
+    """Raises MalformedBytes unless it is the header of a standard query (opcode 0) or of its response.
+
+    The four counts must be plausible, because DNS has no magic number and the port does not decide. They need not
+    agree with what follows: servers answer queries whose counts lie, and such queries are known evasions.
+    """
+    header = Header(reader.u16(), reader.u16(), reader.u16())
+    if header.flags & (_OPCODE | _RESERVED):
+        raise MalformedBytes("DNS header: not a standard query")
+    if not header.response and header.flags & _RCODE:
+        raise MalformedBytes("DNS header: a query with a response code")
+    if not 1 <= header.questions <= _LARGEST_QUERY_COUNT:
+        raise MalformedBytes("DNS header: implausible number of questions")
+    # A response may carry more records than any query, but 255 of them fill a datagram.
+    if max(reader.u16(), reader.u16(), reader.u16()) > _LARGEST_QUERY_COUNT:
+        raise MalformedBytes("DNS header: implausible number of records")
+    return header
+
+
+def parse_query(payload: bytes) -> Query:
+    """The first question of a DNS message without TCP length prefix. Raises MalformedBytes where there is none."""
+    reader = Reader(payload, "DNS message")
+    return read_question(reader, payload, read_header(reader))
+
+
+def read_question(reader: Reader, message: bytes, header: Header) -> Query:
+    """The question at the reader's position."""
+    start = reader.position
+    qname = read_name(reader, message)
+    qtype, qclass = reader.u16(), reader.u16()
+    return Query(
+        id=header.id,
+        flags_rd=bool(header.flags & FLAG_RECURSION_DESIRED),
+        question_bytes=message[start : reader.position],
+        qname=qname,
+        qtype_number=qtype,
+        qclass=qclass,
+    )

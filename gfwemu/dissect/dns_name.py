@@ -1,0 +1,54 @@
+"""Domain names on the wire (RFC 1035 section 3.1, pointers 4.1.4) to text."""
+
+from __future__ import annotations
+
+from gfwemu.dissect.reader import MalformedBytes, Reader
+
+# RFC 1035 section 2.3.4: 255 bytes, length bytes and the root's included.
+_LONGEST_NAME = 255
+# A name of 255 bytes has at most 127 labels; whoever points more often goes in circles.
+_MOST_POINTERS = 127
+
+
+def _escapes() -> tuple[str, ...]:
+    """For each byte its text: lower case, and as RFC 1035 section 5.1 escapes it in master files."""
+    table = [chr(byte) if 0x21 <= byte <= 0x7E else f"\\{byte:03d}" for byte in range(256)]
+    table[ord(".")] = "\\."
+    table[ord("\\")] = "\\\\"
+    return tuple(text.lower() for text in table)
+
+
+_TEXT = _escapes()
+_PLAIN = frozenset(b"abcdefghijklmnopqrstuvwxyzABCDEFGHIJKLMNOPQRSTUVWXYZ0123456789-_")
+
+
+def label_text(label: bytes) -> str:
+    """A label in lower case; bytes that are not printable are `\\DDD`, dots and backslashes inside it `\\.`, `\\\\`."""
+    if _PLAIN.issuperset(label):
+        return label.decode("ascii").lower()
+    return "".join([_TEXT[byte] for byte in label])
+
+
+def read_name(reader: Reader, message: bytes) -> str:
+    """Reads a name at the reader's position and follows compression pointers within `message`, forward ones too.
+
+    The result has no trailing dot; the root is ".". Raises MalformedBytes for reserved label types, names over 255
+    bytes and circles.
+    """
+    labels: list[str] = []
+    total = 1
+    pointers = 0
+    while length := reader.u8():
+        if length >= 0xC0:
+            pointers += 1
+            if pointers > _MOST_POINTERS:
+                raise MalformedBytes("DNS name: pointers go in circles")
+            reader = Reader(message, "DNS name", start=(length & 0x3F) << 8 | reader.u8())
+            continue
+        if length > 63:
+            raise MalformedBytes("DNS name: reserved label type")
+        total += length + 1
+        if total > _LONGEST_NAME:
+            raise MalformedBytes("DNS name: longer than 255 bytes")
+        labels.append(label_text(reader.take(length)))
+    return ".".join(labels) or "."
