@@ -49,7 +49,7 @@ Exit codes: 0 replayed (whatever the verdicts), 2 wrong usage or a damaged captu
 """
 )
 @click.argument("capture", metavar="FILE")
-@click.option("--profile", metavar="NAME", help="A profile that `gfwemu list` shows, or a rule file's path.")
+@click.option("--profile", metavar="NAME", help="A profile that `gfwemu list profiles` shows, or a rule file's path.")
 @click.option(
     "--rules",
     "rule_files",
@@ -89,7 +89,7 @@ def replay(
     are judged too.
     """
     if not profile and not rule_files:
-        raise UsageError("say which censor: --profile NAME (`gfwemu list` shows them) or --rules FILE")
+        raise UsageError("say which censor: --profile NAME (`gfwemu list profiles` shows them) or --rules FILE")
     paths = [find_profile(profile)] if profile else []
     rules = load_rules([*paths, *rule_files], seed=seed)
     if inside:
@@ -102,7 +102,8 @@ def replay(
             files.enter_context(_created(eve)) if eve else None,
             files.enter_context(_created(pcap)) if pcap else None,
         )
-        run = Replay(Engine(rules, seed=seed, offload=False), sink, on_error=Verdict(rules.on_error))
+        engine = Engine(rules, seed=seed, offload=False)
+        run = Replay(engine, sink, inside=rules.inside, on_error=Verdict(rules.on_error))
         damage: CaptureError | None = None
         try:
             run.run(_with_progress(read_capture(stream, capture), stream), capture)

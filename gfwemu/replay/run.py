@@ -6,8 +6,9 @@ flow are in the capture all the same, and go in.
 
 from __future__ import annotations
 
-from collections.abc import Iterable
+from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
+from ipaddress import ip_address, ip_network
 from typing import Protocol
 
 from gfwemu.engine.commands import Command, Report, SetTimer, SetVerdict
@@ -20,7 +21,7 @@ from gfwemu.replay.links import LINK_TYPES, ip_packet
 DRAIN_SECONDS = 10.0
 """How long the clock runs on after the last packet, so that what is held or delayed still happens. Our choice."""
 
-_MOST_TIMERS_AT_ONCE = 10_000
+_MOST_TIMERS_AT_ONCE = 1000
 _OWN_CAPTURES = "gfwemu"
 _OWN_SIDES = {"inside": Side.INSIDE, "outside": Side.OUTSIDE}
 _OWN_FORGERIES = "injected"
@@ -71,10 +72,22 @@ class Totals:
 
 
 class Replay:
-    """Feeds one engine. `run` may be called once. on_error: the verdict of a packet on which the engine failed."""
+    """Feeds one engine. `run` may be called once.
 
-    def __init__(self, engine: Decider, sink: Sink, *, on_error: Verdict = Verdict.ACCEPT) -> None:
+    inside: the networks of the inside as (address, prefix length). With none, packets are of no known side, and the
+    engine takes whoever opens a flow for a subscriber. on_error: the verdict of a packet on which the engine failed.
+    """
+
+    def __init__(
+        self,
+        engine: Decider,
+        sink: Sink,
+        *,
+        inside: Sequence[tuple[bytes, int]] = (),
+        on_error: Verdict = Verdict.ACCEPT,
+    ) -> None:
         self.totals = Totals()
+        self._inside = [ip_network(network, strict=False) for network in inside]
         self._on_error = on_error
         self._engine = engine
         self._sink = sink
@@ -112,10 +125,17 @@ class Replay:
         totals.packets += 1
         totals.cut += len(frame.data) < frame.original_length
         totals.backwards += frame.time < self._now
-        came_from = _OWN_SIDES.get(frame.interface) if own else None
+        came_from = (_OWN_SIDES.get(frame.interface) if own else None) or self._side_of(packet)
         self._advance(max(frame.time, self._now))
         self._waiting[frame.number] = (frame, packet, came_from)
         self._handle(PacketArrived(frame.number, packet, self._now, came_from))
+
+    def _side_of(self, packet: bytes) -> Side | None:
+        source = packet[12:16] if packet[0] >> 4 == 4 else packet[8:24]
+        if not self._inside or len(source) not in (4, 16):
+            return None
+        address = ip_address(source)
+        return Side.INSIDE if any(address in network for network in self._inside) else Side.OUTSIDE
 
     def _advance(self, until: float) -> None:
         """Lets the clock run to `until`, with the timers that come before it."""
@@ -161,4 +181,4 @@ def comment_of(command: SetVerdict) -> str:
         text = "rewritten"
     else:
         return ""
-    return f"{text} by {command.reason}" if command.reason else text
+    return f"{text} ({command.reason})" if command.reason else text
