@@ -14,7 +14,7 @@ import asyncio
 import socket
 from collections.abc import Callable, Iterable, Sequence
 from contextlib import suppress
-from typing import Any
+from typing import Any, cast
 
 from gfwemu.netlab.internet.process import announce_ready, bind, die_with_parent, run_until_stopped
 
@@ -35,9 +35,8 @@ class _Upstream(asyncio.DatagramProtocol):
         self.transport: asyncio.DatagramTransport | None = None
 
     def connection_made(self, transport: asyncio.BaseTransport) -> None:
-        assert isinstance(transport, asyncio.DatagramTransport)
-        self.transport = transport
-        transport.sendto(self._query)
+        self.transport = cast(asyncio.DatagramTransport, transport)
+        self.transport.sendto(self._query)
         self._timer = asyncio.get_running_loop().call_later(PATIENCE, transport.abort)
 
     def datagram_received(self, data: bytes, addr: Any) -> None:
@@ -63,8 +62,7 @@ class UdpForwarder(asyncio.DatagramProtocol):
         self._transport: asyncio.DatagramTransport | None = None
 
     def connection_made(self, transport: asyncio.BaseTransport) -> None:
-        assert isinstance(transport, asyncio.DatagramTransport)
-        self._transport = transport
+        self._transport = cast(asyncio.DatagramTransport, transport)
 
     def datagram_received(self, data: bytes, addr: Any) -> None:
         if len(data) < HEADER_LENGTH or len(self._pending) >= PENDING_LIMIT or self._transport is None:
