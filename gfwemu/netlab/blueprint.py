@@ -78,7 +78,10 @@ class Service:
 
 @dataclass(frozen=True, slots=True)
 class Blueprint:
-    """A whole lab. `nodes` from the client to the internet; `owner` is the process whose end ends the lab (0: none)."""
+    """A whole lab. `nodes` from the client to the internet; `owner` is the process whose end ends the lab (0: none).
+
+    `environment`: what programs inside get. `labels`: what `gfwemu lab status` says about the lab.
+    """
 
     name: str
     directory: str
@@ -90,3 +93,4 @@ class Blueprint:
     ipv6: bool = True
     authority: str = ""
     environment: dict[str, str] = field(default_factory=dict)
+    labels: dict[str, str] = field(default_factory=dict)

@@ -38,7 +38,10 @@ def main() -> None:
         os._exit(_become(order, terminal))
     if terminal is not None:
         _lead(pid, terminal)
-    sys.exit(relay.end_like(relay.wait_for(pid, terminal)))
+    status = relay.wait_for(pid, terminal)
+    if terminal is not None:
+        relay.take_terminal(terminal, os.getpgrp())
+    sys.exit(relay.end_like(status))
 
 
 def _join(pid: int, user: bool) -> None:

@@ -242,6 +242,7 @@ class Init:
         state = {
             **self._outer,
             "environment": blueprint.environment,
+            "labels": blueprint.labels,
             "user_namespace": self._in_user_namespace,
             "nodes": nodes,
             "services": services,

@@ -5,7 +5,6 @@ from __future__ import annotations
 import json
 import os
 import pickle
-import random
 import select
 import subprocess
 import sys
@@ -35,8 +34,9 @@ class Lab:
     """One lab: a client behind a censor, and an internet of its own.
 
     `rules`: rule files for the censor, tried in this order; none: a plain router. `link`: the subscriber's line, by
-    name or figures (`find_link`). `eve`, `pcap`: where the daemon writes; the log's default place is in the lab's
-    directory. `extra_sites`, `extra_services`: added to the topology's. `name`: a lab that stays when we end.
+    name or figures (`find_link`). `seed`: None for the rule files' own. `eve`, `pcap`: where the daemon writes; the
+    log is in the lab's directory by default. `extra_sites`, `extra_services`: added to the topology's. `name`: a lab
+    that stays when we end; `labels`: what its status says.
 
     A context manager; `start` and `close` do the same by hand. Raises UsageError, RulesError, CapabilityError, and
     GfwemuError where a part does not come up.
@@ -56,6 +56,7 @@ class Lab:
         extra_services: Sequence[Service] = (),
         daemon_options: Sequence[str] = (),
         name: str | None = None,
+        labels: Mapping[str, str] | None = None,
     ) -> None:
         if pcap is not None and not rules:
             raise UsageError("The censor takes the capture: give rules, too.")
@@ -68,9 +69,10 @@ class Lab:
         self.topology = topology.model_copy(update={"internet": internet})
         self.rules = [Path(os.path.abspath(path)) for path in rules]  # noqa: PTH100 - links stay as they are
         self.link = find_link(link) if isinstance(link, str) else link
-        self.seed = random.SystemRandom().randrange(1 << 32) if seed is None else seed
+        self.seed = seed
         self.time_scale = time_scale
         self.name = name
+        self._labels = dict(labels or {})
         self._eve = Path(os.path.abspath(eve)) if eve is not None else None  # noqa: PTH100
         self._pcap = Path(os.path.abspath(pcap)) if pcap is not None else None  # noqa: PTH100
         self._daemon_options = tuple(daemon_options)
@@ -196,10 +198,11 @@ class Lab:
                 ),
             ),
             owner=0 if self.name else os.getpid(),
-            seed=self.seed,
+            seed=self.seed or 0,
             offloads=self.topology.offloads,
             ipv6=ipv6,
             authority=services.authority(directory) if plan else "",
+            labels={"eve": str(self.eve_path), **self._labels} if self.rules else self._labels,
         )
         environment = {**mounts.bundle_environment(blueprint), "GFWEMU_LAB": str(services.plan_directory(directory))}
         return replace(blueprint, environment=environment)

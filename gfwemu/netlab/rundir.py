@@ -102,11 +102,17 @@ def read_state(directory: Path) -> dict[str, Any] | None:
     return state if isinstance(state, dict) else None
 
 
+def supervisor_of(directory: Path) -> Process | None:
+    """The lab's supervisor, dead or alive; None before the lab is up."""
+    state = read_state(directory)
+    return None if state is None else Process(int(state["pid"]), int(state["started"]))
+
+
 def lives(directory: Path) -> bool:
     """Whether the lab's supervisor, or the process that is starting it, still runs."""
-    state = read_state(directory)
-    if state is not None:
-        return Process(int(state["pid"]), int(state["started"])).alive
+    supervisor = supervisor_of(directory)
+    if supervisor is not None:
+        return supervisor.alive
     try:
         record = json.loads((directory / _OWNER).read_text(encoding="utf-8"))
         return Process(int(record["pid"]), int(record["started"])).alive
@@ -139,6 +145,12 @@ def remove(directory: Path) -> None:
     shutil.rmtree(directory, ignore_errors=True)
     with contextlib.suppress(OSError):
         directory.parent.rmdir()
+
+
+def remove_base_if_empty() -> None:
+    """Leave nothing after a look that found nothing."""
+    with contextlib.suppress(OSError):
+        base_directory().rmdir()
 
 
 def _age(path: Path) -> float:

@@ -28,7 +28,7 @@ class Censor:
     rules: tuple[Path, ...]
     eve: Path
     pcap: Path | None
-    seed: int
+    seed: int | None
     time_scale: float
     options: tuple[str, ...] = ()
 
@@ -40,7 +40,7 @@ def plan_directory(directory: Path) -> Path:
 
 def authority(directory: Path) -> str:
     """The certificate of the lab's authority, once the mini-internet is up."""
-    return str(plan_directory(directory) / "ca.pem")
+    return str(plan_directory(directory) / "authority.pem")
 
 
 def make_plan(internet: Internet, directory: Path, *, ipv6: bool) -> Plan | None:
@@ -93,7 +93,9 @@ def _daemon_arguments(censor: Censor) -> tuple[str, ...]:
     arguments += ["--inside", "inside", "--outside", "outside", "--eve", str(censor.eve)]
     if censor.pcap is not None:
         arguments += ["--pcap", str(censor.pcap)]
-    arguments += ["--seed", str(censor.seed), "--time-scale", f"{censor.time_scale:g}", *censor.options, "--ready-fd"]
+    if censor.seed is not None:
+        arguments += ["--seed", str(censor.seed)]
+    arguments += ["--time-scale", f"{censor.time_scale:g}", *censor.options, "--ready-fd"]
     return tuple(arguments)
 
 
