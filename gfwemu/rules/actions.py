@@ -9,7 +9,7 @@ from typing import Annotated, Literal
 
 from pydantic import BaseModel, ConfigDict, Field
 
-from gfwemu.rules.quantities import Duration, Rate, Size, Varied, VariedDuration, VariedNumber
+from gfwemu.rules.quantities import Duration, Rate, Size, Varied, VariedDuration, VariedNumber, VariedSize
 
 Probability = Annotated[float, Field(ge=0.0, le=1.0)]
 Way = Literal["both", "to_server", "to_client"]
@@ -151,7 +151,7 @@ class Freeze(Model):
     """
 
     packets: VariedNumber | None = None
-    bytes: VariedNumber | None = None
+    bytes: VariedSize | None = None
     counting: Literal["sum", "to_server", "to_client", "either"] = "sum"
     payload_only: bool = False
     direction: Way = "both"

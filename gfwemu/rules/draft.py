@@ -14,7 +14,7 @@ from gfwemu.rules.schedule import Calendar, compile_schedule
 from gfwemu.rules.tree import Items, Mapping, Node, Scalar
 from gfwemu.rules.validate import unknown, validated
 
-RESIDUAL_SAME: frozenset[str] = frozenset({"drop", "reset", "rewrite_to_reset", "freeze", "icmp_unreachable"})
+RESIDUAL_SAME: frozenset[str] = frozenset({"drop", "reset", "fin", "rewrite_to_reset", "freeze", "icmp_unreachable"})
 """Actions that can be repeated on flows that merely share the endpoints; these take `defaults: residual`."""
 
 

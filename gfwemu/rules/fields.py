@@ -6,8 +6,8 @@ import functools
 from collections.abc import Mapping
 from dataclasses import dataclass
 
-from gfwemu.dissect.dissector import Dissector
 from gfwemu.dissect.fields import Field, FieldKind
+from gfwemu.dissect.registry import DISSECTORS
 from gfwemu.model import Transport
 from gfwemu.rules.compiled import Scope
 
@@ -89,25 +89,17 @@ ENGINE_FIELDS: tuple[RuleField, ...] = (
 )
 
 
-def _dissectors() -> tuple[Dissector, ...]:
-    try:
-        from gfwemu.dissect import registry
-    except ImportError:
-        return ()
-    return registry.DISSECTORS
-
-
 @functools.cache
 def rule_fields() -> Mapping[str, RuleField]:
     """All fields by name: the engine's in the table's order, then those of the dissectors."""
     fields = {entry.name: entry for entry in ENGINE_FIELDS}
     protocol = fields["protocol"].field
-    names = tuple(dict.fromkeys(dissector.name for dissector in _dissectors()))
+    names = tuple(dict.fromkeys(dissector.name for dissector in DISSECTORS))
     fields["protocol"] = RuleField(
         Field(protocol.name, protocol.kind, protocol.description, protocol.example, (*names, UNKNOWN_PROTOCOL)),
         Scope.MESSAGE,
     )
-    for dissector in _dissectors():
+    for dissector in DISSECTORS:
         for field in dissector.fields:
             known = fields.get(field.name)
             transports = dissector.transports | (known.transports if known else _ANY)
@@ -119,6 +111,6 @@ def rule_fields() -> Mapping[str, RuleField]:
 def dissector_transports() -> Mapping[str, frozenset[int]]:
     """The transports that each dissector reads."""
     found: dict[str, frozenset[int]] = {}
-    for dissector in _dissectors():
+    for dissector in DISSECTORS:
         found[dissector.name] = found.get(dissector.name, _ANY) | dissector.transports
     return found

@@ -2,16 +2,54 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+import ipaddress
+from collections.abc import Callable, Sequence
+from typing import Any
 
-from gfwemu.errors import Problem
-from gfwemu.rules.draft import Draft
+from gfwemu.errors import Place, Problem
+from gfwemu.model import TRANSPORT_NAMES, Placement, Transport
+from gfwemu.rules.actions import NOT_TERMINAL, ON_PATH_ABLE, Freeze, Injector, Poison, Redirect
+from gfwemu.rules.compile import allowed_transports, clause_transports, needs_tcp
+from gfwemu.rules.conditions import Alternative, Clause
+from gfwemu.rules.draft import RESIDUAL_SAME, Draft
 from gfwemu.rules.lists import LoadedList
+from gfwemu.rules.matchers import AnyOf
+from gfwemu.rules.networks import NetworkSet
+from gfwemu.rules.shadow import shadowing
+
+_PROTOCOL_ACTIONS: dict[str, str] = {"poison": "dns", "blockpage": "http", "tls_alert": "tls"}
+"""The protocol whose message an action answers."""
+
+_RESETS = frozenset({"reset", "fin"})
+_IGNORED_KNOBS: dict[str, frozenset[str]] = {
+    **dict.fromkeys(_RESETS, frozenset({"authoritative", "answer_ttl"})),
+    "poison": frozenset({"flags", "seq_offsets", "payload", "towards"}),
+    **dict.fromkeys(
+        ("blockpage", "redirect", "tls_alert"),
+        frozenset({"flags", "seq_offsets", "payload", "count", "authoritative", "answer_ttl"}),
+    ),
+}
+"""Injector parameters that would do nothing with that action."""
+
+Say = Callable[[Place, str], None]
 
 
-def lint(drafts: Sequence[Draft], _lists: Sequence[LoadedList], problems: list[Problem]) -> None:
+def lint(drafts: Sequence[Draft], lists: Sequence[LoadedList], problems: list[Problem]) -> None:
     """Adds what is wrong with the rules, each alone and all together, and with the lists."""
+    complete = not problems
+    for draft in drafts:
+        say = _speaker(draft, problems)
+        for check in _CHECKS:
+            check(draft, say)
     _duplicates(drafts, problems)
+    if complete and not problems:
+        problems.extend(shadowing(drafts))
+    if complete:
+        _unused(lists, problems)
+
+
+def _speaker(draft: Draft, problems: list[Problem]) -> Say:
+    return lambda place, message: problems.append(Problem(place, f"rule '{draft.name}': {message}"))
 
 
 def _duplicates(drafts: Sequence[Draft], problems: list[Problem]) -> None:
@@ -19,7 +57,218 @@ def _duplicates(drafts: Sequence[Draft], problems: list[Problem]) -> None:
     for draft in drafts:
         earlier = first.setdefault(draft.name, draft)
         if earlier is not draft:
-            message = (
-                f"a rule named '{draft.name}' is already at {earlier.place}; rename one, or 'disable' the included one"
+            fix = (
+                "rename one" if draft.place.file == earlier.place.file else "rename one, or 'disable' the included one"
             )
-            problems.append(Problem(draft.place, message))
+            message = f"a rule named '{draft.name}' is already at {earlier.place}; {fix}"
+            problems.append(Problem(draft.place_of("name"), message))
+
+
+def _unused(lists: Sequence[LoadedList], problems: list[Problem]) -> None:
+    for loaded in lists:
+        if not loaded.used:
+            message = f"no rule uses the list '{loaded.name}'; write \"@{loaded.name}\" in a rule, or take the list out"
+            problems.append(Problem(loaded.place, message))
+
+
+def _combination(draft: Draft, say: Say) -> None:
+    """Fields that are never known together, or never on a transport that the rule allows."""
+    for alternative in draft.alternatives:
+        clauses = alternative.clauses
+        protocols = {clause.field.dissector: clause for clause in clauses if clause.field.dissector}
+        if len(protocols) > 1:
+            first, second, *_ = protocols.values()
+            say(
+                second.place,
+                f"'{first.field.name}' and '{second.field.name}' are never known of one message; make two rules",
+            )
+            continue
+        for clause in clauses:
+            if clause.field.name == "protocol" and protocols:
+                (name, other), *_ = protocols.items()
+                if (clause.matcher.match(name) is not None) == clause.negated:
+                    say(clause.place, f"'{other.field.name}' is only known where the protocol is {name}")
+        _transports(alternative, say)
+        _versions(clauses, say)
+
+
+def _transports(alternative: Alternative, say: Say) -> None:
+    allowed = None
+    for clause in alternative.clauses:
+        mine = clause_transports(clause)
+        if not mine:
+            say(clause.place, f"'{clause.field.name}' leaves no transport over")
+            return
+        if allowed is not None and not allowed & mine:
+            say(
+                clause.place,
+                f"'{clause.field.name}' needs {_names(mine)}, and the rest of the match needs {_names(allowed)}",
+            )
+            return
+        allowed = mine if allowed is None else allowed & mine
+
+
+def _names(transports: frozenset[int]) -> str:
+    return " or ".join(sorted(TRANSPORT_NAMES.get(number, "another protocol") for number in transports))
+
+
+def _versions(clauses: Sequence[Clause], say: Say) -> None:
+    """Addresses of one IP version next to addresses, or a version, of the other."""
+    allowed = frozenset({4, 6})
+    for clause in clauses:
+        mine = allowed
+        if clause.negated:
+            continue
+        if clause.field.name == "ip.version":
+            mine = frozenset(version for version in (4, 6) if clause.matcher.match(version) is not None)
+        elif clause.field.name in ("ip.client", "ip.server", "ip.any"):
+            parts = clause.matcher.parts if isinstance(clause.matcher, AnyOf) else (clause.matcher,)
+            mine = frozenset().union(*(part.versions() for part in parts if isinstance(part, NetworkSet)))
+        if not mine & allowed:
+            say(clause.place, f"'{clause.field.name}' is of the other IP version than the rest of the match")
+            return
+        allowed &= mine
+
+
+def _action_fits(draft: Draft, say: Say) -> None:
+    """The action answers a message, or exists on TCP only, and the match must allow that."""
+    place = draft.place_of("action")
+    wanted = _PROTOCOL_ACTIONS.get(draft.action_name)
+    if isinstance(draft.action, Redirect) and draft.action.location:
+        wanted = "http"
+    for alternative in draft.alternatives:
+        if wanted is not None and not _only(alternative, wanted):
+            say(
+                place,
+                f"'{draft.action_name}' answers {wanted} messages only; "
+                f"match a {wanted}.* field or 'protocol: {wanted}'",
+            )
+            return
+        if needs_tcp(draft) and Transport.TCP not in allowed_transports(alternative):
+            say(place, f"'{draft.action_name}' exists on TCP only, and this match never holds on TCP; use 'drop'")
+            return
+
+
+def _only(alternative: Alternative, protocol: str) -> bool:
+    for clause in alternative.clauses:
+        if clause.field.dissector == protocol:
+            return True
+        if clause.field.name == "protocol" and not clause.negated:
+            others = (name for name in clause.field.field.choices if name != protocol)
+            return all(clause.matcher.match(name) is None for name in others)
+    return False
+
+
+def _placement(draft: Draft, say: Say) -> None:
+    if draft.placement is not Placement.ON_PATH:
+        return
+    place = draft.place_of("placement")
+    if draft.action_name not in ON_PATH_ABLE or (isinstance(draft.action, Redirect) and not draft.action.location):
+        say(
+            place,
+            f"'{draft.action_name}' is not possible on-path, where the packet has passed; write 'placement: in-path'",
+        )
+    if draft.residual is not None and draft.residual.action == "drop":
+        say(
+            draft.place_of("residual"),
+            "a residual 'drop' is not possible on-path; write 'placement: in-path' or 'action: reset'",
+        )
+
+
+def _residual(draft: Draft, say: Say) -> None:
+    residual = draft.residual
+    if residual is None:
+        return
+    place = draft.place_of("residual")
+    if draft.action_name in NOT_TERMINAL or draft.action_name == "pass":
+        say(place, f"'{draft.action_name}' blocks nothing, so there is no residual block; take 'residual' out")
+    elif residual.action == "same" and draft.action_name not in RESIDUAL_SAME:
+        say(
+            place,
+            f"'{draft.action_name}' cannot be repeated on other flows; "
+            "write 'action: drop' or 'action: reset' under 'residual'",
+        )
+    elif residual.action == "reset" and not any(Transport.TCP in allowed_transports(one) for one in draft.alternatives):
+        say(place, "a residual 'reset' exists on TCP only, and this match never holds on TCP; write 'action: drop'")
+    if residual.seconds.high <= 0:
+        say(draft.place_of("residual", "seconds"), "a residual block of no seconds does nothing; take 'residual' out")
+    if residual.probability <= 0:
+        say(draft.place_of("residual", "probability"), "a residual block with probability 0 does nothing; take it out")
+
+
+def _probability(draft: Draft, say: Say) -> None:
+    if draft.probability <= 0:
+        say(draft.place_of("probability"), "with probability 0 the rule can never fire")
+
+
+def _parameters(draft: Draft, say: Say) -> None:
+    """Parameters that would make the action do nothing."""
+    action: Any = draft.action
+    place = draft.place_of("with")
+    match action:
+        case Freeze(packets=None, bytes=None):
+            say(place, "'freeze' needs 'packets' or 'bytes'")
+        case Redirect(location="", address=()):
+            say(place, "'redirect' needs 'location' (HTTP) or 'address' (any protocol)")
+        case Redirect(location=location, address=address) if location and address:
+            say(place, "'redirect' takes either 'location' or 'address', not both")
+        case Redirect(location=location, port=int()) if location:
+            say(place, "'port' belongs to 'address'; write the port into 'location'")
+        case Redirect():
+            _addresses(action.address, draft, "address", None, say)
+        case Poison(rcode=rcode, a=a, aaaa=aaaa):
+            if rcode != "noerror" and (a or aaaa):
+                say(place, f"an answer '{rcode}' carries no addresses; take 'a' and 'aaaa' or 'rcode' out")
+            _addresses(a, draft, "a", 4, say)
+            _addresses(aaaa, draft, "aaaa", 6, say)
+    if draft.action_name == "lose" and action.probability <= 0:
+        say(place, "'lose' with probability 0 does nothing")
+    if draft.action_name == "throttle" and action.rate <= 0:
+        say(place, "a rate of 0 lets nothing pass; use 'drop'")
+    if draft.action_name == "throttle" and action.burst < 1:
+        say(place, "a burst of 0 lets nothing pass; write at least one packet, as in 'burst: 1500B'")
+
+
+def _addresses(texts: Sequence[str], draft: Draft, key: str, version: int | None, say: Say) -> None:
+    for text in texts:
+        try:
+            if version in (None, ipaddress.ip_address(text).version):
+                continue
+        except ValueError:
+            pass
+        what = f"an IPv{version} address" if version else "an address"
+        say(draft.place_of("with", key), f"'{text[:60]}' under '{key}' is not {what}")
+
+
+def _injectors(draft: Draft, say: Say) -> None:
+    injectors: Sequence[Injector] | None = getattr(draft.action, "injectors", None)
+    if injectors is None:
+        return
+    place = draft.place_of("with", "injectors")
+    if not injectors:
+        say(place, "'injectors' is empty, so nothing is sent; leave it out for the usual one")
+    for injector in injectors:
+        idle = sorted(injector.model_fields_set & _IGNORED_KNOBS.get(draft.action_name, frozenset()))
+        if idle:
+            say(place, f"'{idle[0]}' of an injector does nothing with '{draft.action_name}'; take it out")
+        if not injector.seq_offsets:
+            say(place, "'seq_offsets' is empty, so nothing is sent; leave it out for the usual [0]")
+        if injector.probability <= 0:
+            say(place, "an injector with probability 0 never sends; take it out")
+        if any(abs(offset) >= 1 << 32 for offset in injector.seq_offsets):
+            say(place, "a sequence offset lies within 32 bits")
+        for name, limit in (("ttl", 255), ("window", 65_535), ("ip_id", 65_535)):
+            value = getattr(injector, name)
+            if value is not None and not isinstance(value, str) and value.high > limit:
+                say(place, f"'{name}' of an injector is at most {limit}")
+
+
+_CHECKS: tuple[Callable[[Draft, Say], None], ...] = (
+    _combination,
+    _action_fits,
+    _placement,
+    _residual,
+    _probability,
+    _parameters,
+    _injectors,
+)

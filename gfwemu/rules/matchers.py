@@ -184,6 +184,12 @@ class Numbers:
             return None
         return next((interval.text for interval in self.intervals if interval.holds(value)), None)
 
+    def exhausted(self, value: float) -> bool:
+        """Whether neither `value` nor any larger number can match: a count that has come this far never will again."""
+        return all(
+            value > interval.high or (interval.high_open and value >= interval.high) for interval in self.intervals
+        )
+
     def covers(self, other: object) -> bool:
         return isinstance(other, Numbers) and all(
             any(mine.covers(theirs) for mine in self.intervals) for theirs in other.intervals

@@ -29,6 +29,15 @@ from gfwemu.rules.validate import describe, suggestion
 
 TEXT_OPERATORS = ("prefix", "suffix", "contains", "regex")
 
+_SPELLINGS: dict[str, Callable[[str], str]] = {
+    "dns.qtype": str.upper,
+    "dns.qclass": str.upper,
+    "tls.ja3": str.lower,
+    "tls.ja4": str.lower,
+    "quic.ja4": str.lower,
+}
+"""How dissectors spell these; rule files may spell them as they like."""
+
 _FLAG_ORDER = "FSRPAUEC"
 _LARGEST_OFFSET = 65_535
 _DOMAIN_FORMATS = "domains, hosts, dnsmasq, gfwlist, v2fly or regex"
@@ -180,6 +189,7 @@ class ValueReader:
                     f"'tcp.flags': '{shorten(text)}' are not flags; write letters of {_FLAG_ORDER}, as in SA",
                 )
             return "".join(sorted(flags, key=lambda flag: _FLAG_ORDER.find(flag)))
+        text = _SPELLINGS.get(entry.name, str)(text)
         choices = self._choices.get(entry.name)
         known = sorted(choices) if choices is not None else list(entry.field.choices)
         if (known or choices is not None) and text not in known:
