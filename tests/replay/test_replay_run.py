@@ -198,7 +198,7 @@ def test_comments(command: SetVerdict, comment: str) -> None:
     assert comment_of(command) == comment
 
 
-@given(st.lists(st.floats(min_value=0, max_value=100), max_size=8), st.floats(min_value=0.001, max_value=30))
+@given(st.lists(st.floats(min_value=0, max_value=100), max_size=8), st.floats(min_value=0.1, max_value=30))
 def test_time_only_moves_forward_and_every_packet_arrives(times: list[float], period: float) -> None:
     engine = Scripted(lambda event: [SetTimer(event.now + period)] if not isinstance(event, Stopping) else [])
     replayed([frame(number, time) for number, time in enumerate(times, 1)], engine)
