@@ -42,7 +42,7 @@ class Inject:
 
 @dataclass(frozen=True, slots=True)
 class SetTimer:
-    """Call `TimerFired` at that time (seconds since the epoch). Replaces any earlier wish; None: no wish."""
+    """Call `TimerFired` once, at that time (seconds since the epoch). Replaces any earlier wish; None: no wish."""
 
     at: float | None
 

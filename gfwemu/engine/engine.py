@@ -11,6 +11,7 @@ from gfwemu.engine.flows import FlowKeeper
 from gfwemu.engine.judge import Judge, flow_ref
 from gfwemu.engine.records import FlowEnded, PacketDropped
 from gfwemu.engine.timers import Task, Timers
+from gfwemu.engine.treatments import RedirectFlow
 from gfwemu.engine.work import Decision, Work
 from gfwemu.flow.flow import Flow
 from gfwemu.flow.fragments import Fragments, Refused
@@ -137,6 +138,8 @@ class Engine:
         flow.count(direction, len(packet.raw), bool(packet.payload), censor_now)
         work = Work(packet_id, packet, flow, direction, now, release_at=now)
         decision = self._judge.judge(work, censor_now, told)
+        if isinstance(decision.terminal, RedirectFlow) and flow.alias is None:
+            self._flows.table.add_alias(flow, decision.terminal.replaced(flow.tuple))
         self._flows.advance(flow, packet, direction)
         if work.verdict is Verdict.DROP:
             self._note_drop(work, decision, told)

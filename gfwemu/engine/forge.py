@@ -8,8 +8,9 @@ from dataclasses import dataclass
 from http import HTTPStatus
 from typing import Literal
 
-from gfwemu.dissect.dns import parse_query
 from gfwemu.dissect.dns_answer import build_answer
+from gfwemu.dissect.dns_message import parse_query
+from gfwemu.dissect.reader import MalformedBytes
 from gfwemu.model import Direction, FiveTuple, Transport, address_bytes
 from gfwemu.rules.actions import Blockpage, Ends, Injector, Poison, Redirect, TlsAlert
 from gfwemu.wire.build import build_tcp, build_udp
@@ -130,8 +131,10 @@ def _firing(state: InjectorState, injectors: tuple[Injector, ...]) -> Iterator[t
 def forge_closes(
     state: InjectorState, injectors: tuple[Injector, ...], trigger: Trigger, towards: Ends, default_flags: str
 ) -> list[Forged]:
-    """Resets or FINs by every injector, `count` copies at each of its sequence offsets."""
+    """Resets or FINs by every injector, `count` copies at each of its sequence offsets. Only TCP can be closed."""
     forged: list[Forged] = []
+    if trigger.flow.proto != Transport.TCP:
+        return forged
     for injector, delay in _firing(state, injectors):
         flags = _flag_bits(injector.flags or default_flags)
         payload = bytes.fromhex(injector.payload)
@@ -145,8 +148,10 @@ def forge_closes(
 def forge_content(
     state: InjectorState, injectors: tuple[Injector, ...], trigger: Trigger, content: bytes
 ) -> list[Forged]:
-    """Data to the client as if from the server, ended by FIN; a reset for the server."""
+    """Data to the client as if from the server, ended by FIN; a reset for the server. Only over TCP."""
     forged: list[Forged] = []
+    if trigger.flow.proto != Transport.TCP:
+        return forged
     push_ack, fin_ack = int(TcpFlags.PSH | TcpFlags.ACK), int(TcpFlags.FIN | TcpFlags.ACK)
     reset_ack = int(TcpFlags.RST | TcpFlags.ACK)
     for injector, delay in _firing(state, injectors):
@@ -189,8 +194,9 @@ def tls_alert_record(action: TlsAlert) -> bytes:
 
 def forge_answers(state: InjectorState, action: Poison, trigger: Trigger, question: bytes) -> list[Forged]:
     """Forged answers to the DNS query `question` (without a TCP length), one for each injector that acts."""
-    query = parse_query(question)
-    if query is None:
+    try:
+        query = parse_query(question)
+    except MalformedBytes:  # a query over TCP, too far into its stream for its bytes to have been kept
         return []
     pool = {1: action.a, 28: action.aaaa}.get(query.qtype_number, ())
     forged: list[Forged] = []

@@ -8,7 +8,7 @@ from dataclasses import dataclass, field
 from gfwemu.engine.forge import Forged
 from gfwemu.engine.work import Work
 from gfwemu.flow.flow import direction_index
-from gfwemu.model import Direction, Verdict
+from gfwemu.model import Direction, FiveTuple, Transport, Verdict
 from gfwemu.rules.actions import Delay, Freeze, IcmpUnreachable, Lose, Throttle, Way
 from gfwemu.rules.compiled import CompiledRule
 from gfwemu.wire.build import build_icmp_unreachable, replace_endpoints, to_reset
@@ -48,13 +48,17 @@ class DropFlow:
 
 @dataclass(frozen=True, slots=True)
 class RewriteFlow:
-    """Packets in that direction become resets in place; the other direction passes."""
+    """Packets in that direction become resets in place; the other direction passes. Other than TCP is dropped."""
 
     rule: CompiledRule
     direction: Way
 
     def apply(self, work: Work) -> None:
-        if covers(self.direction, work.direction) and not work.packet.flags & TcpFlags.RST:
+        if not covers(self.direction, work.direction):
+            return
+        if work.packet.proto != Transport.TCP:
+            work.drop(self.rule)
+        elif not work.packet.flags & TcpFlags.RST:
             work.data = to_reset(work.packet)
             work.touch(self.rule, "rewritten to a reset")
 
@@ -69,6 +73,10 @@ class RedirectFlow:
     rule: CompiledRule
     address: bytes
     port: int
+
+    def replaced(self, key: FiveTuple) -> FiveTuple:
+        """The client's five-tuple as the new server sees it."""
+        return key._replace(dst=self.address, dport=self.port or key.dport)
 
     def apply(self, work: Work) -> None:
         if work.direction is Direction.TO_SERVER:
@@ -144,9 +152,9 @@ class Bucket:
 
     empty_at: float = 0.0
 
-    def earliest(self, now: float, rate: float, burst: float) -> float:
-        """When the next packet conforms: `now` where tokens are left."""
-        return max(now, self.empty_at - burst / rate)
+    def earliest(self, now: float, length: int, rate: float, burst: float) -> float:
+        """When a packet of that length conforms: `now` where tokens are left. A full bucket lets any packet pass."""
+        return max(now, self.empty_at + (length - max(burst, length)) / rate)
 
     def take(self, now: float, length: int, rate: float) -> None:
         self.empty_at = max(self.empty_at, now) + length / rate
@@ -166,9 +174,9 @@ class ThrottleFlow:
             return
         bucket = self.buckets[direction_index(work.direction)]
         arrives = max(work.now, work.release_at)
-        earliest = bucket.earliest(arrives, action.rate, action.burst)
+        earliest = bucket.earliest(arrives, len(work.packet.raw), action.rate, action.burst)
         waits = earliest - arrives
-        if waits > 0 and (action.mode == "police" or waits * action.rate > action.limit):
+        if waits > 0 and (action.mode == "police" or waits * action.rate > action.limit + 0.5):
             work.drop(self.rule)
             return
         bucket.take(arrives, len(work.packet.raw), action.rate)

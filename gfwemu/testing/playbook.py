@@ -90,7 +90,7 @@ class Playbook:
         end = self.now + seconds
         reaction = Reaction()
         while self.timer is not None and self.timer <= end:
-            self.now = max(self.now, self.timer)
+            self.now, self.timer = max(self.now, self.timer), None
             reaction.commands.extend(self.send(TimerFired(self.now)).commands)
         self.now = end
         return reaction
