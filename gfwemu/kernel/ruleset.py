@@ -1,0 +1,235 @@
+"""The text of gfwemu's nftables table for a kernel plan. Pure: nothing here touches the kernel.
+
+The way of a forwarded packet: `forward` (priority -160) turns to `to_server` or `to_client` by its interfaces; there,
+watched endpoints go to the queue, kernel rules decide, the connection mark answers for decided flows, and the rest
+goes to the queue. After the verdict, `decided` (-140) keeps an offload in the connection mark and drops where the
+packet's mark says so.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from dataclasses import dataclass
+
+from gfwemu.kernel.marks import (
+    CONNECTION_BITS,
+    ID_ZERO,
+    INJECTED,
+    OFFLOAD,
+    OFFLOAD_ACCEPT,
+    OFFLOAD_DROP,
+    PACKET_BITS,
+    QUEUED,
+    connection_mark,
+)
+from gfwemu.rules.plan import KernelPlan, KernelRule
+
+WATCH_LIMIT = 65_536
+"""Elements of each watch set, at most."""
+
+_FAMILIES = (("ip", "ipv4_addr", 4), ("ip6", "ipv6_addr", 6))
+_ICMP_CODES = {
+    "network": "no-route",
+    "host": "host-unreachable",
+    "port": "port-unreachable",
+    "admin_prohibited": "admin-prohibited",
+}
+_KEYS = ((2, ""), (3, " . inet_proto . inet_service"), (4, " . inet_proto . inet_service . inet_service"))
+_CHAINS = ("to_queue", "watched", "by_mark", "settle", "to_server", "to_client")
+_KEEP_PACKET = 0xFFFFFFFF & ~PACKET_BITS
+_KEEP_CONNECTION = 0xFFFFFFFF & ~CONNECTION_BITS
+
+
+@dataclass(frozen=True, slots=True)
+class Ends:
+    """The two interfaces between which packets are looked at."""
+
+    inside: str
+    outside: str
+
+
+def watch_set(version: int, length: int) -> str:
+    """The name of the set for keys of that many parts (2: addresses, 3: and server port, 4: and client port)."""
+    return f"watch{length}_v{version}"
+
+
+def counter_name(number: int, generation: int) -> str:
+    """Of the plan's rule at that place; two rules of a plan may have the same name and index."""
+    return f"rule{number}_g{generation}"
+
+
+def frame_text(table: str, ends: Ends) -> str:
+    """What stays the same from one reload to the next: base chains, empty chains, watch sets."""
+    inside, outside = f'"{ends.inside}"', f'"{ends.outside}"'
+    lines = [f"table inet {table} {{"]
+    for _, kind, version in _FAMILIES:
+        for length, more in _KEYS:
+            lines.append(
+                f"set {watch_set(version, length)} {{ type {kind} . {kind}{more}; flags timeout; size {WATCH_LIMIT}; }}"
+            )
+    lines += [f"chain {name} {{ }}" for name in (*_CHAINS, "fragments")]
+    for name, priority, targets in (("forward", -160, ("to_server", "to_client")), ("decided", -140, ("settle",) * 2)):
+        lines += [
+            f"chain {name} {{ type filter hook forward priority {priority}; policy accept;",
+            f"iifname {inside} oifname {outside} goto {targets[0]}",
+            f"iifname {outside} oifname {inside} goto {targets[1]}",
+            "}",
+        ]
+    lines += [
+        # Before connection tracking's own reassembly (NF_IP_PRI_CONNTRACK_DEFRAG, -400).
+        "chain prerouting { type filter hook prerouting priority -450; policy accept;",
+        f"iifname {{ {inside}, {outside} }} jump fragments",
+        "}",
+        "chain output { type filter hook output priority -450; policy accept;",
+        f"meta mark & {INJECTED:#x} == 0 accept",
+        "notrack",
+        f"meta mark & {ID_ZERO:#x} != 0 ip id set 0",
+        "}",
+        "}",
+    ]
+    return "\n".join(lines) + "\n"
+
+
+def content_text(table: str, plan: KernelPlan, generation: int, old: tuple[str, ...] = ()) -> str:
+    """What a reload replaces, as one transaction. `old`: the objects of the earlier content, as nft names them."""
+    lines = [f"flush chain inet {table} {name}" for name in (*_CHAINS, "fragments")]
+    lines += [f"delete {name}" for name in old]
+    lines.append(f"table inet {table} {{")
+    for number, rule in enumerate(plan.rules):
+        lines += _objects(rule, counter_name(number, generation))
+    lines += ["chain to_queue {", f"meta mark set meta mark & {_KEEP_PACKET:#x} | {QUEUED:#x}", "jump hop", "}"]
+    lines += ["chain watched {", *_watched(), "}"]
+    lines += ["chain by_mark {", *_by_mark(plan, generation), "}"]
+    lines += ["chain settle {", *_settle(generation), "}"]
+    for chain, to_server in (("to_server", True), ("to_client", False)):
+        lines.append(f"chain {chain} {{")
+        if plan.offload or plan.rules:
+            lines.append("jump watched")
+        for number, rule in enumerate(plan.rules):
+            lines += _rule(rule, counter_name(number, generation), to_server)
+        lines += ["goto by_mark", "}"]
+    if not plan.track_fragments:
+        lines += [
+            "chain fragments {",
+            "ip frag-off & 0x3fff != 0 fib daddr type != local notrack",
+            "exthdr frag exists fib daddr type != local notrack",
+            "}",
+        ]
+    lines.append("}")
+    return "\n".join(lines) + "\n"
+
+
+def object_names(table: str, plan: KernelPlan, generation: int) -> tuple[str, ...]:
+    """The sets and counters that `content_text` makes, as `delete` wants them."""
+    names: list[str] = []
+    for number, rule in enumerate(plan.rules):
+        base = counter_name(number, generation)
+        names.append(f"counter inet {table} {base}")
+        names += [f"set inet {table} {name}" for name, _, _ in _sets(rule, base)]
+    return tuple(names)
+
+
+def _sets(rule: KernelRule, base: str) -> Iterator[tuple[str, str, list[str]]]:
+    for part, networks in (("servers", rule.servers), ("clients", rule.clients)):
+        for _, kind, version in _FAMILIES:
+            members = [network for network in networks if (":" in network) == (version == 6)]
+            if members:
+                yield f"{base}_{part}{version}", kind, members
+
+
+def _objects(rule: KernelRule, base: str) -> Iterator[str]:
+    yield f"counter {base} {{ }}"
+    for name, kind, members in _sets(rule, base):
+        elements = ", ".join(members)
+        yield f"set {name} {{ type {kind}; flags interval; auto-merge; elements = {{ {elements} }}; }}"
+
+
+def _rule(rule: KernelRule, base: str, to_server: bool) -> Iterator[str]:
+    if rule.direction not in ("both", "to_server" if to_server else "to_client"):
+        return
+    server, client, port = ("daddr", "saddr", "dport") if to_server else ("saddr", "daddr", "sport")
+    transports = rule.transports or (("tcp", "udp") if rule.ports else ())
+    made = {name for name, _, _ in _sets(rule, base)}
+    ports = ", ".join(f"{low}-{high}" if high > low else f"{low}" for low, high in _merged(rule.ports))
+    for family, _, version in _FAMILIES:
+        matches: list[str] = []
+        for part, networks, field in (("servers", rule.servers, server), ("clients", rule.clients, client)):
+            if networks:
+                matches.append(f"{family} {field} @{base}_{part}{version}")
+        if any(match.rpartition("@")[2] not in made for match in matches):
+            continue
+        for transport in transports or ("",):
+            match = " ".join(matches)
+            if transport:
+                match += f" meta l4proto {transport}"
+            if ports:
+                match += f" th {port} {{ {ports} }}"
+            for verdict in _verdicts(rule, transport, to_server):
+                yield f"{match} {verdict.format(counter=f'counter name {base}')}".strip()
+        if not matches:
+            return
+
+
+def _verdicts(rule: KernelRule, transport: str, to_server: bool) -> Iterator[str]:
+    if rule.verdict == "accept":
+        yield "{counter} accept"
+        return
+    if rule.verdict == "reset" and transport in ("", "tcp"):
+        yield ("" if transport else "meta l4proto tcp ") + "{counter} reject with tcp reset"
+    if rule.verdict == "icmp_unreachable" and to_server:
+        yield f"{{counter}} reject with icmpx type {_ICMP_CODES[rule.code]}"
+    else:
+        yield "{counter} drop"
+
+
+def _merged(ports: tuple[tuple[int, int], ...]) -> list[tuple[int, int]]:
+    """Sorted and without overlaps, which nft refuses."""
+    merged: list[tuple[int, int]] = []
+    for low, high in sorted(ports):
+        if merged and low <= merged[-1][1] + 1:
+            merged[-1] = (merged[-1][0], max(high, merged[-1][1]))
+        else:
+            merged.append((low, high))
+    return merged
+
+
+def _watched() -> Iterator[str]:
+    for family, _, version in _FAMILIES:
+        for client, server, client_port, server_port in (
+            ("saddr", "daddr", "sport", "dport"),
+            ("daddr", "saddr", "dport", "sport"),
+        ):
+            key = f"{family} {client} . {family} {server}"
+            yield f"{key} @{watch_set(version, 2)} goto to_queue"
+            key += f" . meta l4proto . th {server_port}"
+            yield f"{key} @{watch_set(version, 3)} goto to_queue"
+            yield f"{key} . th {client_port} @{watch_set(version, 4)} goto to_queue"
+
+
+def _by_mark(plan: KernelPlan, generation: int) -> Iterator[str]:
+    if plan.offload:
+        # An ICMP error carries the mark of the flow it is about, but is none of its packets; a SYN may begin anew.
+        yield "ct state related goto to_queue"
+        yield "tcp flags & (fin | syn | rst | ack) == syn goto to_queue"
+        yield (
+            f"ct mark & {CONNECTION_BITS:#x} vmap {{ "
+            f"{connection_mark(OFFLOAD_ACCEPT, generation):#x} : accept, "
+            f"{connection_mark(OFFLOAD_DROP, generation):#x} : drop }}"
+        )
+    yield "goto to_queue"
+
+
+def _settle(generation: int) -> Iterator[str]:
+    """The last verdict for a flow says whether the kernel answers for it."""
+    yield f"meta mark & {QUEUED:#x} == 0 accept"
+    for offload in (OFFLOAD_ACCEPT, OFFLOAD_DROP):
+        yield (
+            f"meta mark & {OFFLOAD:#x} == {offload:#x} ct state != related "
+            f"ct mark set ct mark & {_KEEP_CONNECTION:#x} | {connection_mark(offload, generation):#x}"
+        )
+    yield (
+        f"meta mark & {OFFLOAD:#x} == 0 ct mark & {CONNECTION_BITS:#x} != 0 ct state != related "
+        f"ct mark set ct mark & {_KEEP_CONNECTION:#x}"
+    )
+    yield f"meta mark & {OFFLOAD_DROP:#x} != 0 drop"
+    yield f"meta mark set meta mark & {_KEEP_PACKET:#x}"

@@ -1,0 +1,199 @@
+"""The owned nftables table in the kernel: installed, reloaded, watched, counted and removed."""
+
+from __future__ import annotations
+
+import errno
+import math
+import re
+import struct
+from dataclasses import dataclass, replace
+
+from gfwemu.errors import CapabilityError
+from gfwemu.kernel.conntrack import clear_connection_marks
+from gfwemu.kernel.hop import NFPROTO_INET, Hop, find_hop, nft_statement, set_xtables_hop
+from gfwemu.kernel.marks import next_generation
+from gfwemu.kernel.netlink import (
+    NLM_F_CREATE,
+    SUBSYSTEM_NFTABLES,
+    NetfilterSocket,
+    attribute,
+    batch,
+    kind,
+    message,
+    nested,
+)
+from gfwemu.kernel.nft import Nft, NftError
+from gfwemu.kernel.queue import bound_queues
+from gfwemu.kernel.ruleset import Ends, content_text, counter_name, frame_text, object_names, watch_set
+from gfwemu.rules.plan import KernelPlan
+
+DEFAULT_QUEUE = 0
+
+# <linux/netfilter/nf_tables.h>
+_NEW_ELEMENT, _DELETE_ELEMENT = 12, 14
+_ELEMENTS_TABLE, _ELEMENTS_SET, _ELEMENTS = 1, 2, 3
+_LIST_ELEMENT = 1
+_ELEMENT_KEY, _ELEMENT_TIMEOUT = 1, 4
+_DATA_VALUE = 1
+_LONGEST_WATCH = 7 * 86_400.0
+
+
+@dataclass(frozen=True, slots=True)
+class RuleCounter:
+    """What the kernel decided alone for one rule since the plan was installed."""
+
+    name: str
+    verdict: str
+    packets: int
+    bytes: int
+
+
+def table_name(queue: int) -> str:
+    """`gfwemu`, or `gfwemu_N` for a second daemon on queue N of the same host."""
+    return "gfwemu" if queue == DEFAULT_QUEUE else f"gfwemu_{queue}"
+
+
+class Table:
+    """gfwemu's table for one queue and one pair of interfaces. Raises NftError, CapabilityError or OSError."""
+
+    def __init__(self, nft: Nft, ends: Ends, queue: int = DEFAULT_QUEUE, hop: Hop | None = None) -> None:
+        self.name = table_name(queue)
+        self.watches_refused = 0
+        self._nft = nft
+        self._ends = ends
+        self._queue = queue
+        self._hop = hop if hop is not None else find_hop(nft)
+        self._netfilter = NetfilterSocket()
+        self._generation = 0
+        self._plan = KernelPlan()
+
+    @property
+    def generation(self) -> int:
+        return self._generation
+
+    def remove_leftovers(self) -> None:
+        """What killed daemons left behind: their tables (those whose queue nobody has bound) and connection marks.
+
+        To be called with the own queue bound: then a table of the same name is no living daemon's.
+        """
+        self.remove()
+        alive = {table_name(number) for number in bound_queues()}
+        for item in self._nft.json("list tables inet"):
+            name = item["table"]["name"]
+            if re.fullmatch(r"gfwemu(_[0-9]+)?", name) and name not in alive:
+                self._nft.run(f"delete table inet {name}")
+        self._clear_marks()
+
+    def install(self, plan: KernelPlan) -> None:
+        """The base chains come last, in one transaction with the rules: no packet sees half a table."""
+        self._nft.run(f"add table inet {self.name}; add chain inet {self.name} hop")
+        try:
+            self._set_hop(plan.fail_open)
+            generation = next_generation(0)
+            self._nft.run(frame_text(self.name, self._ends) + content_text(self.name, plan, generation))
+        except BaseException:
+            self.remove()
+            raise
+        self._plan, self._generation = plan, generation
+
+    def replace(self, plan: KernelPlan) -> None:
+        """Puts another plan in force. Flows decided under the old one are queued again."""
+        generation = next_generation(self._generation)
+        old = object_names(self.name, self._plan, self._generation)
+        if generation < self._generation:
+            # The number was in use before: nothing may be left that carries it.
+            self._clear_marks()
+        self._nft.run(content_text(self.name, plan, generation, old))
+        if plan.fail_open != self._plan.fail_open:
+            self._set_hop(plan.fail_open)
+        self._plan, self._generation = plan, generation
+
+    def remove(self) -> None:
+        self._nft.run(f"add table inet {self.name}; delete table inet {self.name}")
+
+    def close(self) -> None:
+        """Removes the table and every mark that it left on connections."""
+        self.remove()
+        self._clear_marks()
+        self._netfilter.close()
+
+    def counters(self) -> list[RuleCounter]:
+        """In the order of the rules; rules of the same name count together."""
+        if not self._plan.rules:
+            return []
+        listed = self._nft.json(f"list counters table inet {self.name}")
+        values = {item["counter"]["name"]: item["counter"] for item in listed if "counter" in item}
+        totals: dict[str, RuleCounter] = {}
+        for number, rule in enumerate(self._plan.rules):
+            now = values[counter_name(number, self._generation)]
+            before = totals.get(rule.name, RuleCounter(rule.name, rule.verdict, 0, 0))
+            totals[rule.name] = replace(
+                before, packets=before.packets + now["packets"], bytes=before.bytes + now["bytes"]
+            )
+        return list(totals.values())
+
+    def watch(
+        self,
+        client: bytes,
+        server: bytes,
+        proto: int,
+        server_port: int | None,
+        client_port: int | None,
+        seconds: float,
+    ) -> bool:
+        """Packets between these endpoints are queued for so long, whatever was offloaded.
+
+        A second call for the same endpoints starts the time anew. False, and counted, where the kernel's set is full.
+        """
+        key = client + server
+        length = 2
+        if server_port is not None:
+            length = 3 if client_port is None else 4
+            key += struct.pack("!B3xH2x", proto, server_port)
+            if client_port is not None:
+                key += struct.pack("!H2x", client_port)
+        name = watch_set(4 if len(client) == 4 else 6, length)
+        # A set's timeouts have a resolution of milliseconds, and 0 means for ever.
+        milliseconds = max(1, math.ceil(min(seconds, _LONGEST_WATCH) * 1000))
+        bare = attribute(_ELEMENT_KEY | 0x8000, attribute(_DATA_VALUE, key))
+        timed = bare + attribute(_ELEMENT_TIMEOUT, struct.pack("!Q", milliseconds))
+        # Adding makes sure that there is something to delete; older kernels (before 6.12) do not renew a timeout.
+        try:
+            self._netfilter.send(
+                batch([self._element(name, timed), self._element(name, bare, delete=True), self._element(name, timed)])
+            )
+        except OSError as error:
+            if error.errno not in (errno.ENFILE, errno.ENOSPC, errno.ENOMEM, errno.ENOBUFS, errno.ENOENT):
+                raise
+            self.watches_refused += 1
+            return False
+        return True
+
+    def _element(self, name: str, content: bytes, *, delete: bool = False) -> bytes:
+        return message(
+            kind(SUBSYSTEM_NFTABLES, _DELETE_ELEMENT if delete else _NEW_ELEMENT),
+            0 if delete else NLM_F_CREATE,
+            NFPROTO_INET,
+            0,
+            attribute(_ELEMENTS_TABLE, self.name.encode() + b"\0"),
+            attribute(_ELEMENTS_SET, name.encode() + b"\0"),
+            nested(_ELEMENTS, nested(_LIST_ELEMENT, content)),
+        )
+
+    def _set_hop(self, bypass: bool) -> None:
+        if self._hop == "xtables":
+            set_xtables_hop(self._netfilter, self.name, "hop", self._queue, bypass)
+        else:
+            statement = nft_statement(self._queue, bypass)
+            self._nft.run(f"flush chain inet {self.name} hop; add rule inet {self.name} hop {statement}")
+
+    def _clear_marks(self) -> None:
+        try:
+            clear_connection_marks()
+        except OSError as error:
+            raise CapabilityError(
+                f"Connection marks cannot be cleared ({error}).", "Load the module: modprobe nf_conntrack_netlink."
+            ) from None
+
+
+__all__ = ["DEFAULT_QUEUE", "Ends", "NftError", "RuleCounter", "Table", "table_name"]
