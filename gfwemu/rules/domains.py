@@ -39,9 +39,7 @@ def normal_name(text: str) -> str:
         bare = name.lstrip(".")
         raise ValueError(f"'{text[:60]}': write {bare} (with its subdomains) or *.{bare} (without {bare} itself)")
     if "*" in name:
-        raise ValueError(
-            f"'{text[:60]}': a star may only be the first label, as in *.example.com; or use regexp:"
-        )
+        raise ValueError(f"'{text[:60]}': a star may only be the first label, as in *.example.com; or use regexp:")
     raise ValueError(f"'{text[:60]}' is not a domain name")
 
 

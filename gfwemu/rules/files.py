@@ -83,7 +83,7 @@ class FileReader:
             shown = str(Path(source.shown).parent / item.text)
             if not path.is_file():
                 path = find_profile(item.text)
-                shown = os.path.relpath(path) if path.is_relative_to(Path.cwd()) else str(path)
+                shown = shown_path(path)
         except (UsageError, OSError, ValueError) as error:
             reason = str(error) if isinstance(error, UsageError) else f"'{shorten(item.text)}' is not a path"
             self._problems.append(Problem(item.place, reason))
@@ -103,6 +103,11 @@ class FileReader:
                 source.lists[key.text] = load_list(key.text, entry, value, directory, shown, self._problems)
             else:
                 source.lists[key.text] = LoadedList(key.text, value.place, "", used=True)
+
+
+def shown_path(path: Path) -> str:
+    """How messages call a file: relative where it lies below the current directory."""
+    return os.path.relpath(path) if path.is_absolute() and path.is_relative_to(Path.cwd()) else str(path)
 
 
 def visible_lists(source: SourceFile, above: Sequence[SourceFile]) -> dict[str, LoadedList]:

@@ -11,7 +11,7 @@ from gfwemu.rules.compile import compile_rules, needed_dissectors
 from gfwemu.rules.compiled import RuleSet, Subscriber
 from gfwemu.rules.conditions import Names
 from gfwemu.rules.draft import Draft, read_drafts
-from gfwemu.rules.files import FileReader, SourceFile, visible_lists
+from gfwemu.rules.files import FileReader, SourceFile, shown_path, visible_lists
 from gfwemu.rules.lint import lint
 from gfwemu.rules.lists import LoadedList
 from gfwemu.rules.models import SubscriberEntry
@@ -39,7 +39,7 @@ def load(paths: Sequence[Path], *, seed: int | None = None) -> Loaded:
     """As `load_rules`, with the files and lists that took part."""
     problems: list[Problem] = []
     reader = FileReader(problems)
-    roots = [root for path in paths if (root := reader.read(path, str(path))) is not None]
+    roots = [root for path in paths if (root := reader.read(path, shown_path(path))) is not None]
     sources = [source for root in roots for source in root.walk()]
     subscribers = [entry for source in sources for entry in _subscribers(source, problems)]
     _distinct(subscribers, problems)
@@ -63,7 +63,7 @@ def load(paths: Sequence[Path], *, seed: int | None = None) -> Loaded:
         on_error=engine.get("on_error", "accept"),
         fail_open=engine.get("fail_open", True),
         description=models[-1].description if models else "",
-        source=", ".join(str(path) for path in paths),
+        source=", ".join(map(shown_path, paths)),
         lists={loaded.name: loaded.size for loaded in lists},
     )
     return Loaded(rule_set, tuple(source.shown for source in sources), tuple(lists))
