@@ -11,9 +11,10 @@ from typing import Any
 import click
 
 from gfwemu.cli.run import Options, run_in, with_lab_options
-from gfwemu.errors import GfwemuError, UsageError
+from gfwemu.errors import UsageError
 from gfwemu.netlab import rundir, status
 from gfwemu.netlab.attach import Attached, end_supervisor
+from gfwemu.netlab.errors import LabError
 from gfwemu.netlab.graph import draw_dot, draw_text
 from gfwemu.netlab.lab import Lab
 from gfwemu.netlab.links import find_link
@@ -22,6 +23,7 @@ from gfwemu.netlab.supervisor import STOP_DEADLINE
 from gfwemu.netlab.topology import load_topology
 from gfwemu.rules.load import load_rules
 
+_RELOAD_DEADLINE = 60.0
 _NAME = click.option("--name", default="default", show_default=True, help="Which lab; several may be up.")
 
 
@@ -127,7 +129,9 @@ def exec_(name: str, as_root: bool, node: str, command: tuple[str, ...]) -> None
 @_NAME
 def reload_(name: str) -> None:
     """Let the censor of a lab read its rule files again."""
-    reload(_attach(name))
+    attached = _attach(name)
+    reload(attached, _RELOAD_DEADLINE)
+    click.echo(f"The censor of the lab '{name}' has read its rules again.")
 
 
 @lab.command()
@@ -145,7 +149,7 @@ def graph(name: str, topology: str | None, dot: bool) -> None:
 def _attach(name: str) -> Attached:
     try:
         return Attached(rundir.base_directory() / f"lab-{name}")
-    except GfwemuError:
+    except LabError:
         raise UsageError(f"There is no lab '{name}'; bring it up with gfwemu lab up --name {name}.") from None
     finally:
         rundir.remove_base_if_empty()

@@ -14,8 +14,9 @@ from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
-from gfwemu.errors import GfwemuError, UsageError
+from gfwemu.errors import UsageError
 from gfwemu.netlab import enter, rundir
+from gfwemu.netlab.errors import LabError
 from gfwemu.netlab.identity import Identity, invoking_user
 
 _PACKAGE_ROOT = str(Path(__file__).resolve().parents[2])
@@ -24,12 +25,12 @@ _PROXIES = {"http_proxy", "https_proxy", "ftp_proxy", "all_proxy", "no_proxy"}
 
 
 class Attached:
-    """A running lab. Raises GfwemuError where there is none in `directory`."""
+    """A running lab. Raises LabError where there is none in `directory`."""
 
     def __init__(self, directory: Path) -> None:
         state = rundir.read_state(directory)
         if state is None or not rundir.lives(directory):
-            raise GfwemuError(f"There is no running lab in {directory}.")
+            raise LabError(f"There is no running lab in {directory}.")
         self.directory = directory
         self.state: dict[str, Any] = state
 
@@ -122,15 +123,15 @@ class Attached:
         return subprocess.CompletedProcess(list(argv), process.returncode, out, err)
 
     def signal_service(self, name: str, number: signal.Signals) -> None:
-        """Send a signal to a service. Raises GfwemuError where it does not run."""
+        """Send a signal to a service. Raises LabError where it does not run."""
         self.refresh()
         service = self.state["services"].get(name)
         if service is None or service["state"] != "running":
             ended = f"The lab's {name} {service['state']}." if service else f"The lab runs no {name}."
-            raise GfwemuError(ended)
+            raise LabError(ended)
         done = self.exec("access", ["kill", f"-{int(number)}", str(service["pid"])], timeout=10, as_root=True)
         if done.returncode:
-            raise GfwemuError(f"Cannot signal the lab's {name}: {done.stderr.decode(errors='replace').strip()}")
+            raise LabError(f"Cannot signal the lab's {name}: {done.stderr.decode(errors='replace').strip()}")
 
     def _identify(self, user: Identity, as_root: bool) -> dict[str, Any]:
         root = as_root or user.uid == 0

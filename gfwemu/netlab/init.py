@@ -16,13 +16,15 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, NoReturn
 
-from gfwemu.errors import CapabilityError, GfwemuError
+from gfwemu.errors import CapabilityError, RulesError
 from gfwemu.netlab import build, mounts, syscalls
 from gfwemu.netlab.blueprint import Blueprint, Node, Service
+from gfwemu.netlab.errors import LabError
 from gfwemu.netlab.rundir import write_state
 from gfwemu.netlab.wakeup import Wakeup
 
 _HOLDER_DEADLINE = 10.0
+_EXIT_DEADLINE = 2.0
 _LOG_LINES = 5
 
 
@@ -196,7 +198,7 @@ class Init:
         return Path(self._blueprint.directory, f"{name}.log")
 
     def _await_ready(self, running: Running) -> None:
-        """Raises GfwemuError with the end of the service's log."""
+        """Raises LabError with what the service said."""
         left = max(0.0, running.deadline - time.monotonic())
         ready, _, _ = select.select([running.ready], [], [], left)
         said_so = bool(ready) and os.read(running.ready, 1) != b""
@@ -204,10 +206,26 @@ class Init:
         running.ready = -1
         if said_so:
             return
-        what = "ended before it was ready" if ready else "was not ready in time"
-        lines = self._log(running.name).read_text(encoding="utf-8", errors="replace").split("\n")
-        tail = "\n".join([line for line in lines if line.strip()][-_LOG_LINES:])
-        raise ServiceError(running.name, f"The lab's {running.name} {what}." + (f" It said:\n{tail}" if tail else ""))
+        what = "was not ready in time"
+        ended = bool(ready) and self._ended(running)
+        log = self._log(running.name).read_text(encoding="utf-8", errors="replace").strip()
+        if ended:
+            what = f"{running.state} before it was ready"
+            if running.status is not None and os.waitstatus_to_exitcode(running.status) == RulesError.exit_code:
+                said = log.removeprefix("gfwemu: ")
+                raise LabError(said, exit_code=RulesError.exit_code, service=running.name)
+        tail = "\n".join([line for line in log.split("\n") if line][-_LOG_LINES:])
+        raise LabError(
+            f"The lab's {running.name} {what}." + (f" It said:\n{tail}" if tail else ""), service=running.name
+        )
+
+    def _ended(self, running: Running) -> bool:
+        """Wait a moment for a process whose readiness pipe is closed."""
+        deadline = time.monotonic() + _EXIT_DEADLINE
+        while running.status is None and time.monotonic() < deadline:
+            self._wakeup.wait(deadline - time.monotonic())
+            self._reap()
+        return running.status is not None
 
     def _stop(self, running: Running) -> None:
         deadline = time.monotonic() + running.stop_deadline
@@ -248,14 +266,6 @@ class Init:
             "services": services,
         }
         write_state(Path(blueprint.directory), state)
-
-
-class ServiceError(GfwemuError):
-    """A service of the lab did not come up."""
-
-    def __init__(self, service: str, message: str) -> None:
-        self.service = service
-        super().__init__(message)
 
 
 def _own_proc() -> None:
@@ -307,4 +317,4 @@ def _copy(source: Path, target: Path) -> None:
     try:
         target.write_bytes(source.read_bytes())
     except OSError as error:
-        raise GfwemuError(f"The lab's authority {source} cannot be read: {error.strerror}.") from None
+        raise LabError(f"The lab's authority {source} cannot be read: {error.strerror}.") from None

@@ -15,11 +15,12 @@ from pathlib import Path
 from types import TracebackType
 from typing import Any
 
-from gfwemu.errors import CapabilityError, GfwemuError, RulesError, UsageError
+from gfwemu.errors import CapabilityError, UsageError
 from gfwemu.netlab import mounts, rundir, services
 from gfwemu.netlab.attach import Attached, end_supervisor
 from gfwemu.netlab.blueprint import Blueprint
 from gfwemu.netlab.design import design_nodes
+from gfwemu.netlab.errors import LabError
 from gfwemu.netlab.identity import invoking_user
 from gfwemu.netlab.internet.plan import Service, Site
 from gfwemu.netlab.links import Link, find_link
@@ -38,8 +39,8 @@ class Lab:
     log is in the lab's directory by default. `extra_sites`, `extra_services`: added to the topology's. `name`: a lab
     that stays when we end; `labels`: what its status says.
 
-    A context manager; `start` and `close` do the same by hand. Raises UsageError, RulesError, CapabilityError, and
-    GfwemuError where a part does not come up.
+    A context manager; `start` and `close` do the same by hand. Raises UsageError, CapabilityError, and LabError
+    where a part does not come up.
     """
 
     def __init__(
@@ -67,14 +68,14 @@ class Lab:
             }
         )
         self.topology = topology.model_copy(update={"internet": internet})
-        self.rules = [Path(os.path.abspath(path)) for path in rules]  # noqa: PTH100 - links stay as they are
+        self.rules = [_absolute(path) for path in rules]
         self.link = find_link(link) if isinstance(link, str) else link
         self.seed = seed
         self.time_scale = time_scale
         self.name = name
         self._labels = dict(labels or {})
-        self._eve = Path(os.path.abspath(eve)) if eve is not None else None  # noqa: PTH100
-        self._pcap = Path(os.path.abspath(pcap)) if pcap is not None else None  # noqa: PTH100
+        self._eve = _absolute(eve) if eve is not None else None
+        self._pcap = _absolute(pcap) if pcap is not None else None
         self._daemon_options = tuple(daemon_options)
         self._directory: Path | None = None
         self._supervisor: subprocess.Popen[bytes] | None = None
@@ -93,9 +94,9 @@ class Lab:
 
     @property
     def directory(self) -> Path:
-        """The lab's run directory. Raises GfwemuError before `start`."""
+        """The lab's run directory. Raises LabError before `start`."""
         if self._directory is None:
-            raise GfwemuError("The lab is not up.")
+            raise LabError("The lab is not up.")
         return self._directory
 
     @property
@@ -105,9 +106,9 @@ class Lab:
 
     @property
     def attached(self) -> Attached:
-        """The running lab. Raises GfwemuError where it is not up."""
+        """The running lab. Raises LabError where it is not up."""
         if self._attached is None:
-            raise GfwemuError("The lab is not up.")
+            raise LabError("The lab is not up.")
         return self._attached
 
     def start(self) -> None:
@@ -175,6 +176,16 @@ class Lab:
         except FileNotFoundError:
             return []
 
+    def reload(self, rules: Sequence[str | os.PathLike[str]] | None = None, *, timeout: float = 20.0) -> None:
+        """Give the censor other rules, or the changed files again, without a pause.
+
+        Raises LabError with what is wrong; the old rules then stay in force.
+        """
+        if rules is not None:
+            self.rules = [_absolute(path) for path in rules]
+            services.write_rules(self.directory, self.rules)
+        services.reload(self.attached, timeout)
+
     def _blueprint(self, directory: Path) -> Blueprint:
         ipv6 = Path("/proc/net/if_inet6").exists()
         plan = services.make_plan(self.topology.internet, directory, ipv6=ipv6)
@@ -230,20 +241,23 @@ class Lab:
             _await_report(report, log_path)
 
 
+def _absolute(path: str | os.PathLike[str]) -> Path:
+    """Without following links: what they lead to may change."""
+    return Path(os.path.abspath(path))  # noqa: PTH100
+
+
 def _await_report(report: Any, log_path: Path) -> None:
     """Raises what the supervisor reports."""
     deadline = time.monotonic() + _START_DEADLINE
     if not select.select([report], [], [], max(0.0, deadline - time.monotonic()))[0]:
-        raise GfwemuError(f"The lab was not up within {_START_DEADLINE:g} s.")
+        raise LabError(f"The lab was not up within {_START_DEADLINE:g} s.")
     line = report.readline()
     if not line:
         tail = log_path.read_text(encoding="utf-8", errors="replace").strip().split("\n")[-1]
-        raise GfwemuError(f"The lab's supervisor ended unexpectedly: {tail or 'it left no message'}")
+        raise LabError(f"The lab's supervisor ended unexpectedly: {tail or 'it left no message'}")
     said = json.loads(line)
     if said["ready"]:
         return
     if said["exit_code"] == CapabilityError.exit_code:
         raise CapabilityError(said["message"])
-    if said["exit_code"] == RulesError.exit_code:
-        raise UsageError(said["message"])
-    raise GfwemuError(said["message"])
+    raise LabError(said["message"], exit_code=said["exit_code"], service=said["service"])

@@ -2,15 +2,19 @@
 
 from __future__ import annotations
 
+import json
 import os
 import signal
 import sys
+import time
 from collections.abc import Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
 
+from gfwemu.errors import RulesError
 from gfwemu.netlab.attach import Attached
 from gfwemu.netlab.blueprint import Node, Service
+from gfwemu.netlab.errors import LabError
 from gfwemu.netlab.identity import Identity
 from gfwemu.netlab.internet.plan import Plan
 from gfwemu.netlab.topology import Internet, Topology
@@ -19,6 +23,11 @@ EVE = "eve.json"
 DAEMON = "daemon"
 INTERNET = "internet"
 FORWARDER = "forwarder"
+
+# What the daemon says on its standard error.
+_RELOADED = "gfwemu: reloaded:"
+_NOT_RELOADED = "gfwemu: the rules were not reloaded"
+_POLL = 0.02
 
 
 @dataclass(frozen=True, slots=True)
@@ -71,7 +80,8 @@ def list_services(
     python: tuple[str, ...] = (sys.executable, "-P", "-m")
     services: list[Service] = []
     if censor.rules:
-        services.append(Service(DAEMON, "censor", (*python, "gfwemu", *_daemon_arguments(censor)), 30.0, 5.0))
+        arguments = _daemon_arguments(write_rules(directory, censor.rules), censor)
+        services.append(Service(DAEMON, "censor", (*python, "gfwemu", *arguments), 30.0, 5.0))
     if plan is not None:
         path = directory / "plan.json"
         path.write_text(plan.to_json(), encoding="utf-8")
@@ -86,11 +96,9 @@ def list_services(
     return tuple(services)
 
 
-def _daemon_arguments(censor: Censor) -> tuple[str, ...]:
+def _daemon_arguments(rules: Path, censor: Censor) -> tuple[str, ...]:
     arguments = [DAEMON]
-    for path in censor.rules:
-        arguments += ["-c", str(path)]
-    arguments += ["--inside", "inside", "--outside", "outside", "--eve", str(censor.eve)]
+    arguments += ["-c", str(rules), "--inside", "inside", "--outside", "outside", "--eve", str(censor.eve)]
     if censor.pcap is not None:
         arguments += ["--pcap", str(censor.pcap)]
     if censor.seed is not None:
@@ -107,6 +115,32 @@ def hand_over(directory: Path, user: Identity) -> None:
         os.chown(path, user.uid, user.gid, follow_symlinks=False)
 
 
-def reload(lab: Attached) -> None:
-    """Ask the daemon to read its rule files again."""
+def write_rules(directory: Path, rules: Sequence[Path]) -> Path:
+    """One file that includes the lab's rule files: the daemon's command line stays as it is when they change."""
+    path = directory / "rules.yaml"
+    fresh = directory / "rules.yaml.new"
+    fresh.write_text(f"version: 1\ninclude: {json.dumps([str(rule) for rule in rules])}\n", encoding="utf-8")
+    fresh.replace(path)
+    return path
+
+
+def reload(lab: Attached, timeout: float) -> None:
+    """Let the daemon read its rule files again, and wait until it has.
+
+    Raises LabError with the daemon's own words where it keeps the old rules.
+    """
+    log = lab.directory / f"{DAEMON}.log"
+    start = log.stat().st_size if log.exists() else 0
     lab.signal_service(DAEMON, signal.SIGHUP)
+    deadline = time.monotonic() + timeout
+    while time.monotonic() < deadline:
+        with log.open("rb") as file:
+            file.seek(start)
+            said = file.read().decode(errors="replace")
+        if _RELOADED in said:
+            return
+        if _NOT_RELOADED in said:
+            problems = said.partition(_NOT_RELOADED)[2].partition("\n")[2].strip()
+            raise LabError(problems, exit_code=RulesError.exit_code)
+        time.sleep(_POLL)
+    raise LabError(f"The censor did not reload its rules within {timeout:g} s.")

@@ -21,7 +21,8 @@ from typing import Any
 from gfwemu.errors import CapabilityError, GfwemuError
 from gfwemu.netlab import namespaces, rundir, syscalls
 from gfwemu.netlab.blueprint import Blueprint
-from gfwemu.netlab.init import Init, ServiceError
+from gfwemu.netlab.errors import LabError
+from gfwemu.netlab.init import Init
 from gfwemu.netlab.wakeup import Wakeup
 
 STOP_DEADLINE = 15.0
@@ -103,7 +104,7 @@ def _report(report: Any, error: GfwemuError | None) -> None:
     said: dict[str, Any] = {"ready": error is None}
     if error is not None:
         said |= {"message": str(error), "exit_code": error.exit_code}
-        said["service"] = error.service if isinstance(error, ServiceError) else ""
+        said["service"] = error.service if isinstance(error, LabError) else ""
     with contextlib.suppress(OSError):
         report.write(json.dumps(said) + "\n")
         report.flush()
