@@ -13,7 +13,11 @@ from typing import Any
 # <linux/sched.h>
 CLONE_NEWNS = 0x00020000
 CLONE_NEWUSER = 0x10000000
+CLONE_NEWPID = 0x20000000
 CLONE_NEWNET = 0x40000000
+
+# <linux/mount.h>
+_MS_REC_PRIVATE = 0x4000 | 0x40000
 
 # <linux/prctl.h>
 _PR_SET_PDEATHSIG = 1
@@ -26,6 +30,15 @@ def unshare(flags: int) -> None:
     if _libc.unshare(ctypes.c_int(flags)) < 0:
         number = ctypes.get_errno()
         raise OSError(number, os.strerror(number), "unshare")
+
+
+def mount_proc() -> None:
+    """A /proc for the process's own PID and mount namespaces. Raises OSError."""
+    for source, kind, flags in ((b"none", None, _MS_REC_PRIVATE), (b"proc", b"proc", 0)):
+        target = b"/proc" if kind else b"/"
+        if _libc.mount(source, target, kind, ctypes.c_ulong(flags), None) < 0:
+            number = ctypes.get_errno()
+            raise OSError(number, os.strerror(number), target.decode())
 
 
 def enter_new_user_namespace() -> None:
