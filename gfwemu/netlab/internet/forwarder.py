@@ -37,7 +37,7 @@ class _Upstream(asyncio.DatagramProtocol):
     def connection_made(self, transport: asyncio.BaseTransport) -> None:
         self.transport = cast(asyncio.DatagramTransport, transport)
         self.transport.sendto(self._query)
-        self._timer = asyncio.get_running_loop().call_later(PATIENCE, transport.abort)
+        self._timer = asyncio.get_running_loop().call_later(PATIENCE, self.transport.abort)
 
     def datagram_received(self, data: bytes, addr: Any) -> None:
         if data[:2] == self._query[:2] and self.transport is not None and not self.transport.is_closing():

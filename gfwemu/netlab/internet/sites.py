@@ -46,6 +46,21 @@ DNS_MESSAGE_LIMIT = 65535
 Handler = Callable[[Request], Awaitable[None]]
 
 
+def while_present(work: Handler) -> Handler:
+    """Stop a long answer when the client has gone: sending does not fail then."""
+
+    async def run(request: Request) -> None:
+        tasks = [asyncio.ensure_future(work(request)), asyncio.ensure_future(request.gone())]
+        try:
+            await asyncio.wait(tasks, return_when=asyncio.FIRST_COMPLETED)
+        finally:
+            for task in tasks:
+                task.cancel()
+            await asyncio.gather(*tasks, return_exceptions=True)
+
+    return run
+
+
 async def hello(request: Request) -> None:
     await request.answer(f"hello from {request.name} over {request.protocol}\n")
 
@@ -73,15 +88,18 @@ async def headers(request: Request) -> None:
     await request.answer(json.dumps(fields, indent=2) + "\n", media="application/json")
 
 
+@while_present
 async def send_bytes(request: Request) -> None:
     left = request.number(0)
     await request.start(200, "application/octet-stream", {}, left)
     while left > len(CHUNK):
         await request.body(CHUNK, more=True)
+        await asyncio.sleep(0)
         left -= len(CHUNK)
     await request.body(CHUNK[:left], more=False)
 
 
+@while_present
 async def slow(request: Request) -> None:
     count = request.number(SLOW_BYTES)
     await request.start(200, "text/plain", {}, count)
