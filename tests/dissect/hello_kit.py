@@ -102,7 +102,7 @@ def initial(
     kind = 1 if version == 0x6B3343CF else 0
     header = bytes([0xC0 | kind << 4 | number_length - 1]) + struct.pack("!I", version)
     header += vector(1, dcid) + vector(1, scid)
-    header += struct.pack("!H", len(token) | 1 << 14) + token
+    header += vector(1, token) if len(token) < 64 else struct.pack("!H", len(token) | 1 << 14) + token
     header += struct.pack("!H", number_length + len(frames) + 16 | 1 << 14)
     header += number.to_bytes(number_length, "big")
     pair = CryptoPair()

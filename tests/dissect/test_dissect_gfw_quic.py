@@ -1,0 +1,92 @@
+"""Payloads that were sent through the Great Firewall, and what is read in them.
+
+From "Exposing and Circumventing SNI-based QUIC Censorship of the Great Firewall of China" (Zohaib et al., USENIX
+Security 2025). The payloads are not ours to ship: they are read from beside the checkout.
+"""
+
+from __future__ import annotations
+
+import csv
+from pathlib import Path
+
+import pytest
+from hello_kit import reason_of
+
+from gfwemu.dissect.options import DissectOptions
+from gfwemu.dissect.outcome import Confirm, Outcome
+from gfwemu.dissect.quic import QuicSession
+from gfwemu.dissect.quic_initial import VERSION_1
+from gfwemu.model import Direction
+
+DATA = Path(__file__).parents[3] / "shared" / "facts" / "data"
+
+pytestmark = pytest.mark.skipif(
+    not (DATA / "gfw_quic_triggers.tsv").exists(), reason="needs the published payloads beside the checkout"
+)
+
+EVERYTHING = DissectOptions()
+# What the firewall of 2024 reads: version 1 only, no putting together (section 5 and table 3 of the paper).
+GFW = DissectOptions(quic_reassembly=False, quic_versions=(VERSION_1,))
+
+# Where this dissector sees another name than tshark_sni says, and why.
+UNLIKE_TSHARK = {
+    # exp1 with a packet number of two bytes. tshark reads the name, too, when it is not shown exp1 before: both have
+    # one connection ID and one CRYPTO offset, and the second one counts as a retransmission.
+    "exp2": "google.com",
+}
+
+# Where the firewall blocks and the parser of the paper's firewall (GFW above) reads no blocked name, or the reverse.
+QUIRKS = {
+    # A CRYPTO frame of length 0 whose hello follows all the same: the firewall does not look at the length.
+    "exp10": None,
+    # PING and PADDING come before the only CRYPTO frame: the firewall wants CRYPTO first.
+    "exp13": "www.google.com",
+    # No quirk: the outer name of ECH was not on the list.
+    "exp14": "cloudflare-ech.com",
+}
+
+
+def rows() -> list[dict[str, str]]:
+    try:
+        with (DATA / "gfw_quic_triggers.tsv").open(newline="") as table:
+            return list(csv.DictReader(table, delimiter="\t"))
+    except FileNotFoundError:
+        return []
+
+
+def dissect(file: str, options: DissectOptions) -> Outcome:
+    return QuicSession(options).feed(Direction.TO_SERVER, (DATA / file).read_bytes())
+
+
+def sni(outcome: Outcome) -> object:
+    return outcome.messages[0].facts["quic.sni"] if isinstance(outcome, Confirm) else None
+
+
+@pytest.mark.parametrize("row", rows(), ids=lambda row: row["payload"])
+def test_names_are_those_of_tshark(row: dict[str, str]) -> None:
+    expected = UNLIKE_TSHARK.get(row["payload"], row["tshark_sni"] or None)
+    assert sni(dissect(row["file"], EVERYTHING)) == expected
+
+
+@pytest.mark.parametrize("row", rows(), ids=lambda row: row["payload"])
+def test_a_name_is_read_where_the_firewall_blocked(row: dict[str, str]) -> None:
+    seen = sni(dissect(row["file"], GFW))
+    if row["payload"] in QUIRKS:
+        assert seen == QUIRKS[row["payload"]]
+    else:
+        assert seen == ("google.com" if row["gfw_blocked"] == "yes" else None)
+
+
+@pytest.mark.parametrize(
+    ("payload", "reason"),
+    [
+        ("exp3", "QUIC datagram: 225 bytes wanted, 224 left"),
+        ("exp4", "QUIC version 0x00000002 is not read"),
+        ("exp9", "QUIC connection ID of 255 bytes"),
+        ("exp10", "QUIC frame type 0x3c in an Initial packet"),
+        ("exp11", "QUIC frames: 96 bytes wanted, 92 left"),
+        ("benign", "not a QUIC long header"),
+    ],
+)
+def test_unread_payloads_say_why(payload: str, reason: str) -> None:
+    assert reason_of(dissect(f"quic-triggers/{payload}.bin", EVERYTHING)) == reason
