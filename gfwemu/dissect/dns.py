@@ -92,8 +92,7 @@ class _Half:
                 if not SHORTEST_MESSAGE <= length <= self._limit:
                     raise MalformedBytes("DNS over TCP: implausible length")
                 # What is not DNS must not be waited for: its first bytes may announce 64 KiB.
-                header = reader.peek(HEADER_LENGTH)
-                read_header(Reader(header, "DNS header"))
+                read_header(Reader(self._buffer, "DNS header", open_end=True, start=_LENGTH_PREFIX))
                 message = reader.take(length)
             except OutOfBytes:
                 return

@@ -19,9 +19,9 @@ _OPCODE = 0x7800
 _RESERVED = 0x0040
 _RCODE = 0x000F
 
-# No genuine message has as many questions or records of a kind; random bytes have. The largest counts that published
-# evasions put into a query are far smaller (32 answers, Nourin et al., WWW 2023). The bound is a guess.
-_LARGEST_QUERY_COUNT = 255
+# Random bytes mostly hold more. Published evasions put smaller numbers into a query (32 answers, Nourin et al., WWW
+# 2023), and 255 addresses fill a response of 4 KiB. The bound is a guess.
+_LARGEST_COUNT = 255
 
 # IANA "DNS Parameters": resource record types and classes that occur in queries; the others are TYPEn and CLASSn
 # (RFC 3597 section 5).
@@ -67,19 +67,21 @@ def read_header(reader: Reader) -> Header:
     """Raises MalformedBytes unless it is the header of a standard query (opcode 0) or of its response.
 
     The four counts must be plausible, because DNS has no magic number and the port does not decide. They need not
-    agree with what follows: servers answer queries whose counts lie, and such queries are known evasions.
+    agree with what follows: servers answer queries whose counts lie, and such queries are known evasions. An open
+    end raises OutOfBytes only where the bytes so far are plausible.
     """
-    header = Header(reader.u16(), reader.u16(), reader.u16())
-    if header.flags & (_OPCODE | _RESERVED):
+    ident, flags = reader.u16(), reader.u16()
+    if flags & (_OPCODE | _RESERVED):
         raise MalformedBytes("DNS header: not a standard query")
-    if not header.response and header.flags & _RCODE:
+    if not flags & FLAG_RESPONSE and flags & _RCODE:
         raise MalformedBytes("DNS header: a query with a response code")
-    if not 1 <= header.questions <= _LARGEST_QUERY_COUNT:
+    questions = reader.u16()
+    if not 1 <= questions <= _LARGEST_COUNT:
         raise MalformedBytes("DNS header: implausible number of questions")
-    # A response may carry more records than any query, but 255 of them fill a datagram.
-    if max(reader.u16(), reader.u16(), reader.u16()) > _LARGEST_QUERY_COUNT:
-        raise MalformedBytes("DNS header: implausible number of records")
-    return header
+    for _section in ("answer", "authority", "additional"):
+        if reader.u16() > _LARGEST_COUNT:
+            raise MalformedBytes("DNS header: implausible number of records")
+    return Header(ident, flags, questions)
 
 
 def parse_query(payload: bytes) -> Query:

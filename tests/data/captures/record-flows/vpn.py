@@ -1,5 +1,5 @@
 #!/usr/bin/env python3
-"""Makes the OpenVPN and WireGuard captures beside this file, with the real programs. Needs root.
+"""Makes the OpenVPN and WireGuard captures in the folder above, with the real programs. Needs root.
 
 Client 192.0.2.2 and server 198.51.100.2 are two network namespaces joined by a veth pair; nothing leaves them.
 Packages: openvpn, wireguard-go, wireguard-tools, openssl, tcpdump. Captures are cut to the first packets of each flow.
@@ -16,7 +16,7 @@ import time
 from collections.abc import Iterator
 from pathlib import Path
 
-HERE = Path(__file__).resolve().parent
+CAPTURES = Path(__file__).resolve().parent.parent
 CLIENT, SERVER = "192.0.2.2", "198.51.100.2"
 PREFIX = f"gfwcap{os.getpid()}"
 INSIDE, OUTSIDE = f"{PREFIX}c", f"{PREFIX}s"
@@ -54,9 +54,9 @@ def namespaces() -> Iterator[None]:
 
 @contextlib.contextmanager
 def capture(name: str, expression: str, packets: int) -> Iterator[subprocess.Popen[str]]:
-    """Records until `packets` packets or a few seconds have passed."""
+    """Records at most `packets` packets, until a few seconds after the programs have ended."""
     argv = within(
-        INSIDE, "tcpdump", "-i", "veth0", "-U", "-s", "0", "-c", str(packets), "-w", str(HERE / name), expression
+        INSIDE, "tcpdump", "-i", "veth0", "-U", "-s", "0", "-c", str(packets), "-w", str(CAPTURES / name), expression
     )
     process = subprocess.Popen(argv, stderr=subprocess.PIPE, text=True)
     assert process.stderr is not None
@@ -64,9 +64,8 @@ def capture(name: str, expression: str, packets: int) -> Iterator[subprocess.Pop
         pass
     try:
         yield process
-        process.wait(timeout=5)
-    except subprocess.TimeoutExpired:
-        print(f"{name}: fewer than {packets} packets", file=sys.stderr)
+        with contextlib.suppress(subprocess.TimeoutExpired):
+            process.wait(timeout=3)
     finally:
         process.terminate()
         process.wait()
