@@ -144,9 +144,10 @@ def _details(row: Row) -> Iterator[str]:
         yield f"then blocked for {_seconds(row.residual_seconds)}"
     if row.injected or row.dropped:
         yield f"{count_of(row.injected, 'packet')} injected, {row.dropped} dropped"
-    if row.cite or row.observed:
-        observed = f"observed {row.observed}" if row.observed else ""
-        yield printable("; ".join(text for text in (row.cite, observed) if text), 400)
+    observed = f"observed {row.observed}" if row.observed else ""
+    source = "; ".join(text for text in (row.cite, observed, row.place) if text)
+    if source:
+        yield printable(source, 400)
 
 
 def _evidence_lines(evidence: Evidence, where: str) -> Iterator[str]:

@@ -104,7 +104,7 @@ def test_the_verdict_table_of_a_session(run: Run) -> None:
     assert "+1.030 s  tls www.blocked.example  sni-news    reset        4\n" in out
     assert "    tls.sni = www.blocked.example, matches blocked.example\n" in out
     assert "    then blocked for 180 s\n" in out
-    assert "    Wu et al., S&P 2025\n" in out
+    assert "    Wu et al., S&P 2025; rules.yaml:3:5\n" in out
     assert "+2.000 s  tcp 198.51.100.7:443     sni-news    reset        -\n" in out
     assert "    met a residual block (3tuple), 179 s left\n" in out
     assert "1 flow passed, 1 name: ok.example.\n" in out
@@ -245,7 +245,8 @@ def test_the_same_seed_gives_the_same_log(run: Run) -> None:
     Path("many.pcap").write_bytes(pcap([record for session in sessions for record in session]))
     hits = []
     for seed in ("1", "1", "2"):
-        run("many.pcap", "--rules", "dice.yaml", "--seed", seed, "--eve", f"eve{seed}.json")
+        _, out, _ = run("many.pcap", "--rules", "dice.yaml", "--seed", seed, "--eve", f"eve{seed}.json")
+        assert f"rules dice.yaml, seed {seed}\n" in out
         hits.append(Path(f"eve{seed}.json").read_text())
     assert hits[0] == hits[1] != hits[2]
     assert 5 < hits[0].count('"kind":"rule"') < 35

@@ -220,6 +220,13 @@ def test_a_flow_record() -> None:
     }
 
 
+def test_a_flow_that_no_rule_touched() -> None:
+    (event,) = events_of(ended(TLS))
+    assert event["flow"]["alerted"] is False
+    assert "action" not in event["flow"]
+    assert event["censor"] == {"kind": "flow", "dropped": 0, "injected": 0, "reason": "stopping"}
+
+
 def test_a_dropped_segment_and_a_dropped_datagram() -> None:
     segment, datagram = events_of(
         PacketDropped(START, TLS, "sni-news", DOWN, 40, 63, "residual", 1, 2, 0x12),
