@@ -16,6 +16,7 @@ from typing import BinaryIO
 import click
 from rich.console import Console
 from rich.progress import Progress
+from rich.text import Text
 
 from gfwemu.engine.commands import Command, Inject, Report
 from gfwemu.engine.engine import Engine
@@ -216,13 +217,13 @@ def _print(table: VerdictTable, totals: Totals, rules: RuleSet, capture: str, as
         return
     console = Console()
     source = f", rules {rules.source}" if rules.source else ""
-    console.print(f"{capture}: {count_of(totals.packets, 'IP packet')}{source}, seed {rules.seed}", markup=False)
+    console.print(Text(f"{capture}: {count_of(totals.packets, 'IP packet')}{source}, seed {rules.seed}"))
     for line in _remarks(totals):
-        console.print(line, markup=False)
+        console.print(Text(line))
     console.print()
     table.render(console)
     if table.summary.touched:
-        console.print("A capture cannot react: packets after a dropped or reset one were judged all the same.")
+        console.print(Text("A capture cannot react: packets after a dropped or reset one were judged all the same."))
 
 
 def _remarks(totals: Totals) -> Iterator[str]:

@@ -4,9 +4,9 @@ from __future__ import annotations
 
 from collections.abc import Iterable, Iterator
 from dataclasses import dataclass
+from pathlib import PurePath
 
-from rich.console import Console, RenderableType
-from rich.padding import Padding
+from rich.console import Console
 from rich.table import Table
 from rich.text import Text
 
@@ -37,13 +37,12 @@ class VerdictTable:
         """Prints the table, at the console's width; colour only where the console has it."""
         summary = self.summary
         if summary.rows:
-            for item in _entries(summary.rows, console.width):
-                console.print(item)
+            _print_rows(console, summary.rows)
             console.print()
         if summary.kernel:
             console.print(Text("Decided in the kernel:", style="bold"))
             for rule in summary.kernel:
-                console.print(_detail(_kernel_text(rule)))
+                _print_detail(console, _kernel_text(rule))
             console.print()
         for line in _closing(summary):
             console.print(line)
@@ -90,7 +89,8 @@ def endpoint(address: str, port: int) -> str:
     return f"[{address}]:{port}" if ":" in address else f"{address}:{port}"
 
 
-def _entries(rows: list[Row], width: int) -> Iterator[RenderableType]:
+def _print_rows(console: Console, rows: list[Row]) -> None:
+    width = console.width
     cells = [("when", "flow", "rule", "action", "packet")]
     for hit in rows:
         what = f"{hit.protocol or hit.ends.proto.lower()} {printable(hit.name) or endpoint(*_server(hit.ends))}"
@@ -105,11 +105,11 @@ def _entries(rows: list[Row], width: int) -> Iterator[RenderableType]:
     for row, line in zip(entries, cells, strict=True):
         style = _style(row.action) if row else "bold"
         if room >= _NARROWEST_FLOW:
-            yield _headline(line, (widths[0], min(widths[1], room), *widths[2:]), style)
+            console.print(_headline(line, (widths[0], min(widths[1], room), *widths[2:]), style))
         else:
-            yield Text("  ".join(line), style=style)
+            console.print(Text("  ".join(line), style=style))
         for text in _details(row) if row else ():
-            yield _detail(text)
+            _print_detail(console, text)
 
 
 def _headline(cells: tuple[str, ...], widths: tuple[int, ...], style: str) -> Table:
@@ -120,8 +120,11 @@ def _headline(cells: tuple[str, ...], widths: tuple[int, ...], style: str) -> Ta
     return line
 
 
-def _detail(text: str) -> Padding:
-    return Padding(Text(text, overflow="fold"), (0, 0, 0, _INDENT), expand=False)
+def _print_detail(console: Console, text: str) -> None:
+    """One indented paragraph, without the blanks that rich would fill its lines up with."""
+    for line in Text(text).wrap(console, max(1, console.width - _INDENT), overflow="fold"):
+        line.rstrip()
+        console.print(Text(" " * _INDENT) + line)
 
 
 def _style(action: str) -> str:
@@ -145,7 +148,7 @@ def _details(row: Row) -> Iterator[str]:
     if row.injected or row.dropped:
         yield f"{count_of(row.injected, 'packet')} injected, {row.dropped} dropped"
     observed = f"observed {row.observed}" if row.observed else ""
-    source = "; ".join(text for text in (row.cite, observed, row.place) if text)
+    source = "; ".join(text for text in (row.cite, observed, PurePath(row.place).name) if text)
     if source:
         yield printable(source, 400)
 

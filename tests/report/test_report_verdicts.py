@@ -64,7 +64,7 @@ def test_the_whole_table_at_80_columns() -> None:
         '    bytes 127 to 145 of the stream: 77 77 77 2e 62 6c 6f 63 ... "www.bloc..."\n'
         "    then blocked for 180 s\n"
         "    3 packets injected, 3 dropped\n"
-        "    Wu et al., S&P 2025; observed 2024-10; rules/sample.yaml:4:7\n"
+        "    Wu et al., S&P 2025; observed 2024-10; sample.yaml:4:7\n"
         "+1.000 s  tls www.blocked.example            sni-news  reset        -\n"
         "    192.0.2.2:40113 -> 198.51.100.7:443, tcp\n"
         "    met a residual block (3tuple), 179 s left\n"
@@ -220,6 +220,7 @@ def test_colour_only_on_a_terminal() -> None:
 def test_no_line_is_wider_than_the_console(width: int) -> None:
     text = rendered(log_of(RECORDS), width)
     assert max(cell_len(line) for line in text.splitlines()) <= width
+    assert not any(line.startswith("    ") and line.endswith(" ") for line in text.splitlines())
     assert "".join(text.split()).count("www.blocked.example,matchesblocked.example") == 2
 
 
