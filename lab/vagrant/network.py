@@ -13,6 +13,10 @@ import sys
 from ipaddress import ip_interface
 from pathlib import Path
 
+import yaml
+from pydantic import TypeAdapter
+
+from gfwemu.netlab.internet.plan import Service
 from gfwemu.netlab.services import make_plan
 from gfwemu.netlab.topology import Topology, load_topology
 
@@ -41,7 +45,11 @@ def main(command: str, role: str, topology: str = "default") -> None:
 
 
 def plan_of(topology: Topology):
-    plan = make_plan(topology.internet, STATE, ipv6=True)
+    """The topology's mini-internet, with the servers that the demo's cases talk to."""
+    demo = yaml.safe_load((Path(__file__).parents[1] / "demo.yaml").read_text(encoding="utf-8"))
+    services = TypeAdapter(tuple[Service, ...]).validate_python(demo["services"])
+    served = topology.internet.model_copy(update={"services": (*topology.internet.services, *services)})
+    plan = make_plan(served, STATE, ipv6=True)
     if plan is None:
         raise SystemExit("this topology has no mini-internet")
     return plan

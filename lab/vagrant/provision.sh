@@ -53,9 +53,9 @@ internet)
     start gfwemu-internet gfwemu-files
     ;;
 censor)
-    ln -sf "$checkout/lab/vagrant/censor-rules" /usr/local/sbin/censor-rules
+    ln -sf "$checkout/lab/vagrant/use-profile" "$checkout/lab/vagrant/show-events" /usr/local/bin/
     read -ra rules <<<"${GFWEMU_RULES:-ip-blacklist dns-poison sni-reset}"
-    lab/vagrant/censor-rules --write "${rules[@]}"
+    lab/vagrant/use-profile --write "${rules[@]}"
     start gfwemu-censor
     ;;
 client)
