@@ -265,7 +265,8 @@ def _message(message: MessageSeen) -> Object:
 
 def _drop(drop: PacketDropped) -> Object:
     event = _common(drop.time, "drop", drop.flow, drop.direction)
-    content: Object = {"len": drop.length, "ttl": drop.ttl, "reason": "rules"}
+    lifetime = "ttl" if len(drop.flow.tuple.src) == 4 else "hoplimit"
+    content: Object = {"len": drop.length, lifetime: drop.ttl, "reason": "rules"}
     if drop.tcp_flags is not None:
         content |= {"tcpseq": drop.tcp_seq, "tcpack": drop.tcp_ack}
         content |= {flag.name.lower(): bool(drop.tcp_flags & flag) for flag in _DROP_FLAGS if flag.name}

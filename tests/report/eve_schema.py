@@ -56,9 +56,10 @@ MEMBERS: dict[str, Schema] = {
         reject_target=choice("to_client", "to_server", "both"),
     ),
     "drop": closed(
-        "len ttl",
+        "len reason",
         len=WHOLE,
         ttl=WHOLE,
+        hoplimit=WHOLE,
         reason=TEXT,
         tcpseq=WHOLE,
         tcpack=WHOLE,

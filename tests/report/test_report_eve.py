@@ -228,9 +228,10 @@ def test_a_flow_that_no_rule_touched() -> None:
 
 
 def test_a_dropped_segment_and_a_dropped_datagram() -> None:
-    segment, datagram = events_of(
+    segment, datagram, over_ipv6 = events_of(
         PacketDropped(START, TLS, "sni-news", DOWN, 40, 63, "residual", 1, 2, 0x12),
         PacketDropped(START, QUIC, "no-quic", UP, 1228, 63, "rule"),
+        PacketDropped(START, DNS, "no-dns", UP, 90, 61, "rule"),
     )
     assert segment["drop"] == {
         "len": 40,
@@ -246,6 +247,7 @@ def test_a_dropped_segment_and_a_dropped_datagram() -> None:
         "fin": False,
     }
     assert datagram["drop"] == {"len": 1228, "ttl": 63, "reason": "rules"}
+    assert over_ipv6["drop"] == {"len": 90, "hoplimit": 61, "reason": "rules"}
     assert segment["censor"] == {"kind": "drop", "rule": "sni-news", "reason": "residual"}
 
 
