@@ -67,7 +67,7 @@ class CryptoStream:
             start = self._starts[last]
             if position < start:
                 self._data[position:start] = piece[position - offset : start - offset]
-            position = max(position, self._ends[last])
+            position = self._ends[last]
             last += 1
         if position < end:
             self._data[position:end] = piece[position - offset :]
@@ -122,7 +122,7 @@ class QuicSession:
             except MalformedBytes:
                 if self._keys is None and dcid is None:
                     raise
-                return
+                break
             # RFC 9000 section 12.2: coalesced packets for another connection are ignored.
             if dcid is None:
                 dcid = header.dcid

@@ -23,7 +23,6 @@ _LONG_HEADER = 0x80
 _FIXED_BIT = 0x40
 _CONNECTION_ID_LIMIT = 20  # RFC 9000 section 17.2
 _SAMPLE = 16  # RFC 9001 section 5.4.2
-_TAG = 16
 
 
 @dataclass(frozen=True, slots=True)
@@ -108,7 +107,7 @@ class InitialKeys:
         """
         number_offset = header.number_offset
         # The sample is taken as if the packet number had 4 bytes (RFC 9001 section 5.4.2).
-        sample = datagram[number_offset + 4 : min(number_offset + 4 + _SAMPLE, header.end)]
+        sample = datagram[number_offset + 4 : number_offset + 4 + _SAMPLE]
         if len(sample) < _SAMPLE:
             return None
         mask = self._mask.update(sample)

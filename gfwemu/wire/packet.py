@@ -26,8 +26,8 @@ class Packet:
     """One IP packet. Offsets count bytes from the start of `raw`.
 
     `raw` ends with the IP packet. `data_offset` counts 32-bit words, as on the wire. `ip_id` is 0 over IPv6 except in
-    fragments. Fields of a layer that is absent hold 0 (or b""). A fragment other than the first has no transport fields:
-    `transport_offset` is where its data begins and `payload` is that data.
+    fragments. Fields of a layer that is absent hold 0 (or b""). A fragment other than the first has no transport
+    fields: `transport_offset` is where its data begins and `payload` is that data.
     """
 
     raw: bytes

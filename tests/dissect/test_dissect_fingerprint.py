@@ -32,7 +32,7 @@ FILLED = dict(
         server_name(b"www.example"),
         alpn(b"h2", b"http/1.1"),
         supported_versions(0x0A0A, 0x0304, 0x0303),
-        signature_algorithms(*FOXIO_ALGORITHMS),
+        signature_algorithms(0x3A3A, *FOXIO_ALGORITHMS),
         groups(0x1A1A, 0x001D),
         point_formats(0),
     ]

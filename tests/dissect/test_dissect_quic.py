@@ -20,7 +20,7 @@ OPTIONS = DissectOptions()
 HELLO = client_hello()
 PING, PADDING = b"\x01", bytes(5)
 ACK = b"\x02\x05\x00\x01\x02\x00\x01"
-ACK_ECN = b"\x03\x05\x00\x00\x02\x01\x01\x01"
+ACK_ECN = b"\x03\x05\x00\x00\x02\x08\x09\x0a"
 
 # RFC 9001 appendix A.2 and RFC 9369 appendix A.2 seal the same frames.
 RFC_FRAMES = bytes.fromhex(
@@ -201,7 +201,8 @@ def test_coalesced_packets() -> None:
         assert sni(dissect(datagram)) == "www.example"
     assert isinstance(dissect(first + other), NeedMore), "another connection's packet is passed over"
     assert isinstance(dissect(first + b"\xc0junk"), NeedMore)
-    assert reason_of(dissect(with_type(2))) == "no QUIC Initial packet"
+    for nothing in (with_type(2), with_type(1) + b"\x40short header"):
+        assert reason_of(dissect(nothing)) == "no QUIC Initial packet"
 
 
 def test_a_retry_brings_new_keys_and_a_new_start() -> None:

@@ -115,6 +115,7 @@ def test_a_second_extension_of_a_kind_changes_nothing() -> None:
     facts = facts_of(dissect(records(client_hello([server_name(b"a.example"), server_name(b"b.example")]))))
     assert facts["tls.sni"] == "a.example"
     assert str(facts["tls.ja4"]).startswith("t12d0302")
+    assert facts_of(dissect(records(client_hello([alpn(b"h2"), alpn(b"h3")]))))["tls.alpn"] == ("h2",)
 
 
 @pytest.mark.parametrize(

@@ -132,7 +132,7 @@ def test_udp_without_a_checksum() -> None:
 
 
 def test_what_cannot_be_checked_counts_as_right() -> None:
-    assert checksum_ok(parsed(build_ip(V4[0], V4[1], 17, bytes(16), more_fragments=True)))
+    assert checksum_ok(parsed(build_ip(V4[0], V4[1], 17, b"\x01" * 16, more_fragments=True)))
     assert checksum_ok(parsed(build_ip(V4[0], V4[1], 47, b"gre")))
 
 
@@ -252,6 +252,14 @@ def test_replacing_keeps_a_wrong_checksum_wrong_and_a_fragment_whole() -> None:
     assert checksum_ok(parsed(build_ip(V4[0], V4[2], 17, joined)))
     with pytest.raises(ValueError, match="other IP version"):
         replace_endpoints(first, dst=V6[0])
+    tiny = build_ip(V4[0], V4[1], 6, bytes([0x9C, 0x40, 1, 0xBB, 0, 0, 0, 1]), more_fragments=True)
+    assert replace_endpoints(parsed(tiny), dport=80)[20:] == bytes([0x9C, 0x40, 0, 80, 0, 0, 0, 1])
+
+
+def test_a_replaced_udp_checksum_of_zero_goes_out_as_all_ones() -> None:
+    packet = parsed(build_udp(five_tuple(17, V4, sport=0), b""))
+    missing = int.from_bytes(packet.raw[26:28], "big")
+    assert replace_endpoints(packet, sport=missing)[26:28] == b"\xff\xff"
 
 
 @pytest.mark.parametrize("family", [V4, V6])
