@@ -8,6 +8,7 @@ from dataclasses import dataclass, field
 
 from gfwemu.rules.compiled import Fact
 from gfwemu.rules.patterns import Keywords, Regexes, check_regex
+from gfwemu.rules.tree import shorten
 
 NAME_LIMIT = 253
 """RFC 1035 section 2.3.4, in text form."""
@@ -24,7 +25,7 @@ def normal_name(text: str) -> str:
         try:
             name = name.encode("idna").decode("ascii")
         except UnicodeError:
-            raise ValueError(f"'{text[:60]}' is not a domain name (IDNA)") from None
+            raise ValueError(f"'{shorten(text)}' is not a domain name (IDNA)") from None
     if _NAME.fullmatch(name) and len(name) <= NAME_LIMIT:
         if _ADDRESS.fullmatch(name):
             raise ValueError(f"'{name}' is an address; match it with ip.server, or say format: cidr")
@@ -32,15 +33,15 @@ def normal_name(text: str) -> str:
     if "://" in name or "/" in name:
         host = re.sub(r"^[a-z]*://", "", name).partition("/")[0]
         fix = f"; write {host}" if _NAME.fullmatch(host) else ""
-        raise ValueError(f"'{text[:60]}' is a URL, not a domain name{fix}")
+        raise ValueError(f"'{shorten(text)}' is a URL, not a domain name{fix}")
     if _ADDRESS.fullmatch(name):
-        raise ValueError(f"'{text[:60]}' is an address; match it with ip.server, or say format: cidr")
+        raise ValueError(f"'{shorten(text)}' is an address; match it with ip.server, or say format: cidr")
     if name.startswith("."):
         bare = name.lstrip(".")
-        raise ValueError(f"'{text[:60]}': write {bare} (with its subdomains) or *.{bare} (without {bare} itself)")
+        raise ValueError(f"'{shorten(text)}': write {bare} (with its subdomains) or *.{bare} (without {bare} itself)")
     if "*" in name:
-        raise ValueError(f"'{text[:60]}': a star may only be the first label, as in *.example.com; or use regexp:")
-    raise ValueError(f"'{text[:60]}' is not a domain name")
+        raise ValueError(f"'{shorten(text)}': a star may only be the first label, as in *.example.com; or use regexp:")
+    raise ValueError(f"'{shorten(text)}' is not a domain name")
 
 
 @dataclass(slots=True)

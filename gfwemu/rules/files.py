@@ -36,11 +36,12 @@ class SourceFile:
 
 
 class FileReader:
-    """Reads files and their includes; collects problems."""
+    """Reads files and their includes; collects problems. `unreadable`: places that hold no value at all."""
 
     def __init__(self, problems: list[Problem]) -> None:
         self._problems = problems
         self._seen: dict[Path, str] = {}
+        self.unreadable: set[Place] = set()
 
     def read(self, path: Path, shown: str, place: Place | None = None, above: Sequence[Path] = ()) -> SourceFile | None:
         """The file with its includes, or None where its text cannot be read. `place`: of the include that names it."""
@@ -64,6 +65,7 @@ class FileReader:
             return None
         tree, problems = read_tree(path, shown)
         self._problems.extend(problems)
+        self.unreadable.update(problem.place for problem in problems)
         if tree is None:
             return None
         if not isinstance(tree, Mapping):

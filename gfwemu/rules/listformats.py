@@ -13,6 +13,7 @@ from dataclasses import dataclass, field
 
 from gfwemu.rules.domains import DomainBuilder, normal_name
 from gfwemu.rules.patterns import check_regex
+from gfwemu.rules.tree import shorten
 
 
 @dataclass(slots=True)
@@ -41,7 +42,7 @@ def hosts_line(line: str, reading: ListReading) -> None:
     """hosts(5): an address and exact names."""
     address, *names = line.split()
     if not re.fullmatch(r"[0-9.]+|[0-9a-fA-F:.]+(%\w+)?", address) or not names:
-        raise ValueError(f"'{line[:60]}' is not a line of a hosts file: an address, then names")
+        raise ValueError(f"'{shorten(line)}' is not a line of a hosts file: an address, then names")
     for name in names:
         if name.lower() not in _OWN_NAMES:
             reading.builder.full.add(normal_name(name))
@@ -57,7 +58,7 @@ def dnsmasq_line(line: str, reading: ListReading) -> None:
     """dnsmasq.conf(5): `address=/a/b/1.2.3.4`, `server=/a/1.1.1.1`, `local=`, `ipset=`, `nftset=`."""
     found = re.fullmatch(r"(address|server|local|ipset|nftset)\s*=\s*/(.+)/([^/]*)", line)
     if not found:
-        raise ValueError(f"'{line[:60]}' is not a dnsmasq line such as address=/example.com/192.0.2.1")
+        raise ValueError(f"'{shorten(line)}' is not a dnsmasq line such as address=/example.com/192.0.2.1")
     for name in found[2].split("/"):
         if name.startswith("*."):
             reading.builder.below.add(normal_name(name[2:]))
@@ -76,7 +77,7 @@ def v2fly_line(line: str, reading: ListReading) -> None:
     entry, *marks = line.split()
     attributes = {mark[1:].lower() for mark in marks if mark.startswith("@") and len(mark) > 1}
     if len(attributes) != len([mark for mark in marks if not mark.startswith("&")]):
-        raise ValueError(f"'{line[:60]}': after the entry only @attributes may stand")
+        raise ValueError(f"'{shorten(line)}': after the entry only @attributes may stand")
     if entry.startswith("include:"):
         name = entry.removeprefix("include:")
         if not re.fullmatch(r"[A-Za-z0-9][A-Za-z0-9!_-]*", name):
@@ -116,7 +117,7 @@ def gfwlist_line(line: str, reading: ListReading) -> None:
 def _gfwlist_host(body: str) -> str | None:
     """The host that a line names, or None where it names none as a whole. Raises ValueError on garbage."""
     if not body.isprintable() or " " in body:
-        raise ValueError(f"'{body[:60]!r}' is not a gfwlist line")
+        raise ValueError(f"'{shorten(body)}' is not a gfwlist line")
     text = re.sub(r"^(\|\||\|)?([a-z]+://)?", "", body).lstrip(".")
     host, slash, path = text.partition("/")
     host = re.sub(r"^\*\.|:[0-9]+$", "", host.rstrip("^|"))

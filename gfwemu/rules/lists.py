@@ -193,9 +193,11 @@ def _from_mmdb(path: Path, entry: ListEntry, node: Mapping, source: str, found: 
     try:
         with maxminddb.open_database(str(path), maxminddb.MODE_MEMORY) as database:
             return NetworkSet(source, _mmdb_networks(database, countries))
-    except (OSError, ValueError, KeyError, maxminddb.InvalidDatabaseError) as error:
-        found.add(_at(node, "file"), f"cannot read the MaxMind database '{entry.file}': {_reason(error)}")
-        return None
+    except OSError as error:
+        found.add(_at(node, "file"), f"cannot read the list file '{entry.file}': {_reason(error)}")
+    except (ValueError, KeyError, maxminddb.InvalidDatabaseError):
+        found.add(_at(node, "file"), f"'{entry.file}' is not a MaxMind database")
+    return None
 
 
 def _mmdb_networks(database: Any, countries: set[str]) -> Iterator[Network]:

@@ -6,7 +6,7 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
-from gfwemu.errors import Problem, RulesError
+from gfwemu.errors import Place, Problem, RulesError
 from gfwemu.rules.compile import compile_rules, needed_dissectors
 from gfwemu.rules.compiled import RuleSet, Subscriber
 from gfwemu.rules.conditions import Names
@@ -48,7 +48,7 @@ def load(paths: Sequence[Path], *, seed: int | None = None) -> Loaded:
     lists = [loaded for source in sources for loaded in source.lists.values()]
     lint(drafts, lists, problems)
     if problems:
-        raise RulesError(list(dict.fromkeys(problems)))
+        raise RulesError(_essential(problems, reader.unreadable))
     models = [source.model for source in sources if source.model is not None]
     seeds = [model.defaults.seed for model in models if model.defaults.seed is not None]
     engine = merged(model.engine for model in models)
@@ -67,6 +67,15 @@ def load(paths: Sequence[Path], *, seed: int | None = None) -> Loaded:
         lists={loaded.name: loaded.size for loaded in lists},
     )
     return Loaded(rule_set, tuple(source.shown for source in sources), tuple(lists))
+
+
+def _essential(problems: Sequence[Problem], unreadable: set[Place]) -> list[Problem]:
+    """Each problem once; of a value that could not be read, only that."""
+    told: dict[Place, str] = {}
+    for problem in problems:
+        if problem.place in unreadable:
+            told.setdefault(problem.place, problem.message)
+    return [one for one in dict.fromkeys(problems) if told.get(one.place, one.message) == one.message]
 
 
 def _all_drafts(roots: Sequence[SourceFile], subscribers: Sequence[Subscriber], problems: list[Problem]) -> list[Draft]:

@@ -8,8 +8,9 @@ from __future__ import annotations
 
 from typing import Annotated, Any, Literal
 
-from pydantic import BaseModel, ConfigDict, Field
+from pydantic import AfterValidator, BaseModel, ConfigDict, Field
 
+from gfwemu.dissect.options import DissectOptions
 from gfwemu.rules.actions import Probability, Residual
 from gfwemu.rules.quantities import Duration, Size
 
@@ -19,13 +20,18 @@ Count = Annotated[int, Field(ge=1, le=10_000_000)]
 Bytes = Annotated[Size, Field(ge=1, le=1_000_000_000)]
 Seconds = Annotated[Duration, Field(gt=0, le=31_536_000)]
 
-LIST_FORMATS = ("domains", "cidr", "hosts", "dnsmasq", "gfwlist", "v2fly", "regex", "text", "mmdb")
-
 
 class Section(BaseModel):
     """Unknown keys are refused everywhere."""
 
     model_config = ConfigDict(extra="forbid", frozen=True, coerce_numbers_to_str=True)
+
+
+def _readable_version(number: int) -> int:
+    if number not in DissectOptions().quic_versions:
+        known = " and ".join(f"{version:#x}" for version in DissectOptions().quic_versions)
+        raise ValueError(f"QUIC version {number:#x} cannot be read; {known} can")
+    return number
 
 
 class ListEntry(Section):
@@ -69,7 +75,7 @@ class QuicSection(Section):
     """How this censor reads QUIC. Versions are numbers: 1, and 0x6b3343cf for QUIC v2 (RFC 9369)."""
 
     reassembly: bool | None = None
-    versions: list[Annotated[int, Field(ge=0, le=0xFFFFFFFF)]] | None = None
+    versions: list[Annotated[int, AfterValidator(_readable_version)]] | None = None
 
 
 class FragmentSection(Section):

@@ -7,6 +7,7 @@ from collections.abc import Iterable, Iterator
 
 from gfwemu.model import address_text
 from gfwemu.rules.compiled import Fact
+from gfwemu.rules.tree import shorten
 
 Network = tuple[bytes, int]
 """A packed address and a prefix length."""
@@ -21,7 +22,7 @@ def parse_network(text: str) -> Network:
         try:
             loose = ipaddress.ip_network(text, strict=False)
         except ValueError:
-            raise ValueError(f"'{text[:60]}' is not an address or a network such as 203.0.113.0/24") from None
+            raise ValueError(f"'{shorten(text)}' is not an address or a network such as 203.0.113.0/24") from None
         raise ValueError(f"'{text}' has bits below its prefix; write {loose} or {text.partition('/')[0]}") from None
     return network.network_address.packed, network.prefixlen
 

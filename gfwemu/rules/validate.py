@@ -65,9 +65,9 @@ def describe(node: Node) -> str:
     """What stands there, for a message."""
     match node:
         case Mapping():
-            return "a mapping"
+            return "a mapping" if node.entries else "an empty mapping"
         case Items():
-            return "a list"
+            return "a list" if node.items else "an empty list"
         case Scalar(value=None):
             return "nothing"
         case Scalar(value=bool()):
@@ -117,7 +117,11 @@ def _explain(detail: Any, model: type[BaseModel], root: Node, what: str) -> tupl
         known = [field.alias or name for name, field in parent.model_fields.items()] if parent else []
         return place, unknown("key", str(detail["loc"][-1]), known)
     if kind == "missing":
-        inside = f" of '{owner}'" if owner else f" of {what}" if what else ""
+        named = node.get("name") if isinstance(node, Mapping) else None
+        if isinstance(named, Scalar):
+            inside = f" of '{shorten(named.text)}'"
+        else:
+            inside = f" of '{owner}'" if owner else f" of {what}" if what else ""
         return node.place, f"'{rest[0] if rest else detail['loc'][-1]}'{inside} is missing"
     name = f"'{owner}': " if owner else ""
     if isinstance(node, Scalar) and node.value is None and kind in _KINDS:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Callable
 from collections.abc import Mapping as MappingType
 
@@ -201,11 +202,14 @@ class ValueReader:
     def _numbers(self, entry: RuleField, nodes: tuple[Node, ...], operator: str) -> CoveringMatcher | None:
         intervals: list[Interval] = []
         for scalar in self._scalars(entry, nodes, "a number, a range or a comparison"):
-            self._attempt(scalar, entry, lambda text: intervals.append(parse_interval(text)))
-            if not intervals:
+            try:
+                interval = parse_interval(scalar.text)
+            except ValueError as error:
+                self._problem(scalar.place, f"'{entry.name}': {error}")
                 continue
-            low, high = intervals[-1].low, intervals[-1].high
-            if entry.kind is FieldKind.PORT and (low > 65_535 or 65_535 < high < float("inf")):
+            intervals.append(interval)
+            low, high = interval.low, interval.high
+            if entry.kind is FieldKind.PORT and (low > 65_535 or 65_535 < high < math.inf):
                 self._problem(scalar.place, f"'{entry.name}': {shorten(scalar.text)} is not a port; ports end at 65535")
             if entry.name == "ip.version" and (low != high or low not in (4, 6)):
                 self._problem(scalar.place, f"'ip.version': {shorten(scalar.text)} is not an IP version; write 4 or 6")
@@ -215,7 +219,8 @@ class ValueReader:
         node = nodes[0]
         if len(nodes) == 1 and isinstance(node, Scalar) and isinstance(node.value, bool):
             return Flag(node.value)
-        self._problem(node.place, f"'{entry.name}': expected true or false, found {describe(node)}")
+        found = describe(node) if len(nodes) == 1 else "a list"
+        self._problem(node.place, f"'{entry.name}': expected true or false, found {found}")
         return None
 
     def _bytes(self, entry: RuleField, nodes: tuple[Node, ...], operator: str) -> CoveringMatcher | None:

@@ -1,0 +1,5 @@
+def hook(facts):
+    return True
+
+
+number = 7
