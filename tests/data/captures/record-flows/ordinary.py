@@ -1,6 +1,6 @@
 #!/usr/bin/env python3
-"""Makes captures of ordinary traffic in the folder above, with real programs: DNS, ssh, SMTP, FTP, NTP, STUN, TURN, DTLS,
-BitTorrent and a download. Needs root and, for DNS and the download, the project's Python environment.
+"""Makes captures of ordinary traffic in the folder above, with real programs: DNS, ssh, SMTP, FTP, NTP, STUN, TURN,
+DTLS, BitTorrent and a download. Needs root and, for DNS and the download, the project's Python environment.
 
 Packages: bind9-dnsutils, openssh-client, openssh-server, openssl, curl, python3-aiosmtpd, vsftpd, chrony, coturn,
 aria2.
@@ -168,12 +168,12 @@ class Recorder:
     def download(self) -> None:
         web = self.directory / "web"
         web.mkdir()
-        (web / "file").write_bytes(hashlib.shake_128(b"download").digest(20_000))
+        (web / "file").write_bytes(hashlib.shake_128(b"download").digest(5_000))
         self.record(
             "http-download",
             "tcp port 8080",
-            16,
-            [[sys.executable, "-m", "http.server", "8080", "-d", str(web)]],
+            40,
+            [[sys.executable, "-m", "http.server", "8080", "--protocol", "HTTP/1.1", "-d", str(web)]],
             [["curl", "-sS", "-o", "/dev/null", f"http://{SERVER}:8080/file", f"http://{SERVER}:8080/file?again"]],
         )
 
