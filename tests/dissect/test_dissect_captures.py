@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import hashlib
 import random
-import shutil
 import subprocess
 import warnings
 from collections.abc import Iterator
@@ -101,14 +100,11 @@ def decide(session: TlsSession | QuicSession, payloads: list[bytes]) -> tuple[in
     raise AssertionError("never decided")
 
 
-def tshark(capture: Path, *fields: str, options: tuple[str, ...] = ()) -> list[list[str]]:
+def tshark(capture: Path, *fields: str) -> list[list[str]]:
     """The fields of every packet with a ClientHello, as the installed tshark reads them."""
-    program = shutil.which("tshark")
-    if program is None:
-        pytest.skip("needs tshark")
     wanted = [part for field in fields for part in ("-e", field)]
     result = subprocess.run(
-        [program, "-r", capture, *options, "-Y", "tls.handshake.type == 1", "-T", "fields", *wanted],
+        ["tshark", "-r", capture, "-Y", "tls.handshake.type == 1", "-T", "fields", *wanted],
         capture_output=True,
         text=True,
         check=True,
@@ -167,6 +163,7 @@ def ja4_of_fields(protocol: str, sni: str, names: str, lists: list[str]) -> str:
     ).replace(counts, counts + (first[:1] + first[-1:] or "00"), 1)
 
 
+@pytest.mark.needs("tshark")
 @pytest.mark.parametrize("name", [*TLS_FACTS, *QUIC_CAPTURES])
 def test_tshark_reads_the_same_in_the_captures(name: str) -> None:
     rows = tshark(
@@ -225,6 +222,7 @@ def flow(proto: int, number: int) -> FiveTuple:
     return FiveTuple(proto, address_bytes("192.0.2.1"), 20000 + number, address_bytes("198.51.100.2"), 443)
 
 
+@pytest.mark.needs("tshark")
 def test_tshark_reads_the_same_in_random_hellos(tmp_path: Path) -> None:
     chance = random.Random(20261121)
     hellos = [random_hello(chance) for _ in range(200)]
@@ -257,13 +255,11 @@ def test_tshark_reads_the_same_in_random_hellos(tmp_path: Path) -> None:
 
 
 def has_ja4() -> bool:
-    program = shutil.which("tshark")
-    if program is None:
-        pytest.skip("needs tshark")
-    glossary = subprocess.run([program, "-G", "fields"], capture_output=True, text=True, check=True).stdout
+    glossary = subprocess.run(["tshark", "-G", "fields"], capture_output=True, text=True, check=True).stdout
     return "tls.handshake.ja4\t" in glossary
 
 
+@pytest.mark.needs("tshark")
 def test_tshark_reads_the_same_in_initials(tmp_path: Path) -> None:
     chance = random.Random(20261121)
     raw, expected = [], []
