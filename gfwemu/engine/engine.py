@@ -15,7 +15,7 @@ from gfwemu.engine.treatments import RedirectFlow
 from gfwemu.engine.work import Decision, Work
 from gfwemu.flow.flow import Flow
 from gfwemu.flow.fragments import Fragments, Refused
-from gfwemu.model import Direction, Side, Verdict
+from gfwemu.model import Direction, Side, Transport, Verdict
 from gfwemu.rules.compiled import RuleSet
 from gfwemu.wire.build import build_ip
 from gfwemu.wire.packet import Malformed, Packet
@@ -221,14 +221,19 @@ class Engine:
         if work.direction in decision.told_drops or work.dropped_by is None:
             return
         decision.told_drops.add(work.direction)
+        packet = work.packet
+        is_tcp = packet.proto == Transport.TCP
         record = PacketDropped(
             time=work.now,
             flow=flow_ref(work.flow),
             rule=work.dropped_by.name,
             direction=work.direction,
-            length=len(work.packet.raw),
-            ttl=work.packet.ttl,
+            length=len(packet.raw),
+            ttl=packet.ttl,
             reason=work.reason,
+            tcp_seq=packet.seq if is_tcp else None,
+            tcp_ack=packet.ack if is_tcp else None,
+            tcp_flags=packet.flags if is_tcp else None,
         )
         told.append(Report(record))
 

@@ -241,5 +241,6 @@ def _hit(rule: CompiledRule, work: Work, evidence: tuple[Evidence, ...], view: V
             observed=rule.observed,
             place=str(rule.place),
             residual_seconds=rule.residual.seconds.high if rule.residual is not None else 0.0,
+            towards=str(getattr(rule.action, "towards", "")),
         )
     )

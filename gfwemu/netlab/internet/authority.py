@@ -23,7 +23,7 @@ DAY = datetime.timedelta(days=1)
 # Names are the client's choice: bound what they can make us keep.
 KEPT_CERTIFICATES = 1024
 SYSTEM_BUNDLES = ("/etc/ssl/certs/ca-certificates.crt", "/etc/pki/tls/certs/ca-bundle.crt", "/etc/ssl/cert.pem")
-WRONG_NAME = "wrong-name.example"
+WRONG_NAME = "somebody-else.example"
 
 
 @dataclass(slots=True)
