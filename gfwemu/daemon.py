@@ -155,8 +155,7 @@ class Daemon:
             # Only after the queue is bound: then no other daemon can be using the table.
             self._table.remove_leftovers()
             self._table.install(plan)
-        except NftError as error:
-            self._injector.close()
+        except (NftError, OSError) as error:
             raise CapabilityError(f"The kernel refuses gfwemu's table ({error}).", "Ask `gfwemu doctor`.") from None
 
     def _plan(self, rules: RuleSet) -> KernelPlan:

@@ -13,6 +13,7 @@ from typing import Literal
 
 from gfwemu.errors import CapabilityError
 from gfwemu.kernel.netlink import (
+    NFPROTO_INET,
     NLM_F_ACK,
     NLM_F_APPEND,
     NLM_F_CREATE,
@@ -27,8 +28,6 @@ from gfwemu.kernel.netlink import (
 from gfwemu.kernel.nft import Nft, NftError
 
 Hop = Literal["nft", "xtables"]
-
-NFPROTO_INET = 1
 
 # <linux/netfilter/nf_tables.h>
 _NEW_TABLE, _DELETE_TABLE, _NEW_CHAIN, _NEW_RULE, _DELETE_RULE = 0, 2, 3, 6, 8

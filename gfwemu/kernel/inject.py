@@ -40,11 +40,14 @@ class Injector:
     def send(self, data: bytes) -> bool:
         """Sends one IPv4 or IPv6 packet now. False, and counted in `failed`, where the kernel refuses it."""
         try:
-            if data[0] >> 4 == 4:
+            version = data[0] >> 4
+            if version == 4:
                 sock = self._plain if data[4] or data[5] else self._id_zero
-                sock.sendto(data, (socket.inet_ntoa(data[16:20]), 0))
-            else:
+                sock.sendto(data, (address_text(data[16:20]), 0))
+            elif version == 6:
                 self._v6.sendto(data, (address_text(data[24:40]), 0))
+            else:
+                raise ValueError(f"no IP packet: version {version}")
         except OSError as error:
             self.failed[errno.errorcode.get(error.errno or 0, str(error))] += 1
             return False

@@ -12,6 +12,7 @@ import struct
 from collections.abc import Iterator, Sequence
 
 NETLINK_NETFILTER = 12
+NFPROTO_INET = 1
 SUBSYSTEM_CTNETLINK = 1
 SUBSYSTEM_QUEUE = 3
 SUBSYSTEM_NFTABLES = 10

@@ -48,6 +48,16 @@ class Ends:
     outside: str
 
 
+@dataclass(frozen=True, slots=True)
+class AddressSet:
+    """One interval set of a kernel rule. width: of its addresses, in bytes."""
+
+    name: str
+    kind: str
+    width: int
+    networks: tuple[str, ...]
+
+
 def watch_set(version: int, length: int) -> str:
     """The name of the set for keys of that many parts (2: addresses, 3: and server port, 4: and client port)."""
     return f"watch{length}_v{version}"
@@ -90,13 +100,26 @@ def frame_text(table: str, ends: Ends) -> str:
     return "\n".join(lines) + "\n"
 
 
+def objects_text(table: str, plan: KernelPlan, generation: int) -> str:
+    """The counters and the empty sets that `content_text` refers to; `address_sets` says what belongs into the sets."""
+    lines = [f"table inet {table} {{"]
+    for number, rule in enumerate(plan.rules):
+        base = counter_name(number, generation)
+        lines.append(f"counter {base} {{ }}")
+        lines += [f"set {one.name} {{ type {one.kind}; flags interval; }}" for one in _sets(rule, base)]
+    return "\n".join([*lines, "}"]) + "\n"
+
+
+def address_sets(plan: KernelPlan, generation: int) -> Iterator[AddressSet]:
+    for number, rule in enumerate(plan.rules):
+        yield from _sets(rule, counter_name(number, generation))
+
+
 def content_text(table: str, plan: KernelPlan, generation: int, old: tuple[str, ...] = ()) -> str:
-    """What a reload replaces, as one transaction. `old`: the objects of the earlier content, as nft names them."""
+    """What a reload replaces, as one transaction, after `objects_text`. `old`: what `object_names` said of the old."""
     lines = [f"flush chain inet {table} {name}" for name in (*_CHAINS, "fragments")]
     lines += [f"delete {name}" for name in old]
     lines.append(f"table inet {table} {{")
-    for number, rule in enumerate(plan.rules):
-        lines += _objects(rule, counter_name(number, generation))
     lines += ["chain to_queue {", f"meta mark set meta mark & {_KEEP_PACKET:#x} | {QUEUED:#x}", "jump hop", "}"]
     lines += ["chain watched {", *_watched(), "}"]
     lines += ["chain by_mark {", *_by_mark(plan, generation), "}"]
@@ -120,28 +143,21 @@ def content_text(table: str, plan: KernelPlan, generation: int, old: tuple[str, 
 
 
 def object_names(table: str, plan: KernelPlan, generation: int) -> tuple[str, ...]:
-    """The sets and counters that `content_text` makes, as `delete` wants them."""
+    """The sets and counters of a plan, as `delete` wants them."""
     names: list[str] = []
     for number, rule in enumerate(plan.rules):
         base = counter_name(number, generation)
         names.append(f"counter inet {table} {base}")
-        names += [f"set inet {table} {name}" for name, _, _ in _sets(rule, base)]
+        names += [f"set inet {table} {one.name}" for one in _sets(rule, base)]
     return tuple(names)
 
 
-def _sets(rule: KernelRule, base: str) -> Iterator[tuple[str, str, list[str]]]:
+def _sets(rule: KernelRule, base: str) -> Iterator[AddressSet]:
     for part, networks in (("servers", rule.servers), ("clients", rule.clients)):
         for _, kind, version in _FAMILIES:
-            members = [network for network in networks if (":" in network) == (version == 6)]
+            members = tuple(network for network in networks if (":" in network) == (version == 6))
             if members:
-                yield f"{base}_{part}{version}", kind, members
-
-
-def _objects(rule: KernelRule, base: str) -> Iterator[str]:
-    yield f"counter {base} {{ }}"
-    for name, kind, members in _sets(rule, base):
-        elements = ", ".join(members)
-        yield f"set {name} {{ type {kind}; flags interval; auto-merge; elements = {{ {elements} }}; }}"
+                yield AddressSet(f"{base}_{part}{version}", kind, 4 if version == 4 else 16, members)
 
 
 def _rule(rule: KernelRule, base: str, to_server: bool) -> Iterator[str]:
@@ -149,7 +165,7 @@ def _rule(rule: KernelRule, base: str, to_server: bool) -> Iterator[str]:
         return
     server, client, port = ("daddr", "saddr", "dport") if to_server else ("saddr", "daddr", "sport")
     transports = rule.transports or (("tcp", "udp") if rule.ports else ())
-    made = {name for name, _, _ in _sets(rule, base)}
+    made = {one.name for one in _sets(rule, base)}
     ports = ", ".join(f"{low}-{high}" if high > low else f"{low}" for low, high in _merged(rule.ports))
     for family, _, version in _FAMILIES:
         matches: list[str] = []

@@ -6,17 +6,22 @@ import errno
 import math
 import re
 import struct
+from contextlib import suppress
 from dataclasses import dataclass, replace
 
-from gfwemu.errors import CapabilityError
+from gfwemu.errors import CapabilityError, GfwemuError
 from gfwemu.kernel.conntrack import clear_connection_marks
-from gfwemu.kernel.hop import NFPROTO_INET, Hop, find_hop, nft_statement, set_xtables_hop
+from gfwemu.kernel.hop import Hop, find_hop, nft_statement, set_xtables_hop
+from gfwemu.kernel.intervals import fill, ranges
 from gfwemu.kernel.marks import next_generation
 from gfwemu.kernel.netlink import (
+    NFPROTO_INET,
     NLM_F_CREATE,
+    NLM_F_DUMP,
     SUBSYSTEM_NFTABLES,
     NetfilterSocket,
     attribute,
+    attributes,
     batch,
     kind,
     message,
@@ -24,7 +29,16 @@ from gfwemu.kernel.netlink import (
 )
 from gfwemu.kernel.nft import Nft, NftError
 from gfwemu.kernel.queue import bound_queues
-from gfwemu.kernel.ruleset import Ends, content_text, counter_name, frame_text, object_names, watch_set
+from gfwemu.kernel.ruleset import (
+    Ends,
+    address_sets,
+    content_text,
+    counter_name,
+    frame_text,
+    object_names,
+    objects_text,
+    watch_set,
+)
 from gfwemu.rules.plan import KernelPlan
 
 DEFAULT_QUEUE = 0
@@ -35,6 +49,10 @@ _ELEMENTS_TABLE, _ELEMENTS_SET, _ELEMENTS = 1, 2, 3
 _LIST_ELEMENT = 1
 _ELEMENT_KEY, _ELEMENT_TIMEOUT = 1, 4
 _DATA_VALUE = 1
+_GET_OBJECT = 19
+_OBJECT_TABLE, _OBJECT_NAME, _OBJECT_TYPE, _OBJECT_DATA = 1, 2, 3, 4
+_COUNTER = 1
+_COUNTER_BYTES, _COUNTER_PACKETS = 1, 2
 _LONGEST_WATCH = 7 * 86_400.0
 
 
@@ -86,10 +104,11 @@ class Table:
 
     def install(self, plan: KernelPlan) -> None:
         """The base chains come last, in one transaction with the rules: no packet sees half a table."""
+        generation = next_generation(0)
         self._nft.run(f"add table inet {self.name}; add chain inet {self.name} hop")
         try:
             self._set_hop(plan.fail_open)
-            generation = next_generation(0)
+            self._make_objects(plan, generation)
             self._nft.run(frame_text(self.name, self._ends) + content_text(self.name, plan, generation))
         except BaseException:
             self.remove()
@@ -97,16 +116,35 @@ class Table:
         self._plan, self._generation = plan, generation
 
     def replace(self, plan: KernelPlan) -> None:
-        """Puts another plan in force. Flows decided under the old one are queued again."""
+        """Puts another plan in force, at once. Flows decided under the old one are queued again.
+
+        Where the kernel refuses anything, the old plan stays in force.
+        """
         generation = next_generation(self._generation)
         old = object_names(self.name, self._plan, self._generation)
         if generation < self._generation:
             # The number was in use before: nothing may be left that carries it.
             self._clear_marks()
-        self._nft.run(content_text(self.name, plan, generation, old))
+        try:
+            self._make_objects(plan, generation)
+            self._nft.run(content_text(self.name, plan, generation, old))
+        except (GfwemuError, OSError):
+            self._discard(object_names(self.name, plan, generation))
+            raise
         if plan.fail_open != self._plan.fail_open:
             self._set_hop(plan.fail_open)
         self._plan, self._generation = plan, generation
+
+    def _make_objects(self, plan: KernelPlan, generation: int) -> None:
+        """Fills the sets before anything refers to them, so that the plan itself is small and takes force at once."""
+        self._nft.run(objects_text(self.name, plan, generation))
+        for one in address_sets(plan, generation):
+            fill(self._netfilter, self.name, one.name, ranges(one.networks, one.width), one.width)
+
+    def _discard(self, names: tuple[str, ...]) -> None:
+        for name in names:
+            with suppress(NftError):
+                self._nft.run(f"delete {name}")
 
     def remove(self) -> None:
         self._nft.run(f"add table inet {self.name}; delete table inet {self.name}")
@@ -121,16 +159,32 @@ class Table:
         """In the order of the rules; rules of the same name count together."""
         if not self._plan.rules:
             return []
-        listed = self._nft.json(f"list counters table inet {self.name}")
-        values = {item["counter"]["name"]: item["counter"] for item in listed if "counter" in item}
+        values = self._read_counters()
         totals: dict[str, RuleCounter] = {}
         for number, rule in enumerate(self._plan.rules):
             now = values[counter_name(number, self._generation)]
             before = totals.get(rule.name, RuleCounter(rule.name, rule.verdict, 0, 0))
-            totals[rule.name] = replace(
-                before, packets=before.packets + now["packets"], bytes=before.bytes + now["bytes"]
-            )
+            totals[rule.name] = replace(before, packets=before.packets + now[0], bytes=before.bytes + now[1])
         return list(totals.values())
+
+    def _read_counters(self) -> dict[str, tuple[int, int]]:
+        """Packets and bytes by name. By netlink: nft would read all elements of all sets first."""
+        request = message(
+            kind(SUBSYSTEM_NFTABLES, _GET_OBJECT),
+            NLM_F_DUMP,
+            NFPROTO_INET,
+            0,
+            attribute(_OBJECT_TABLE, self.name.encode() + b"\0"),
+            attribute(_OBJECT_TYPE, struct.pack("!I", _COUNTER)),
+        )
+        found: dict[str, tuple[int, int]] = {}
+        for body in self._netfilter.dump(request):
+            fields = dict(attributes(body[4:]))
+            values = dict(attributes(fields[_OBJECT_DATA]))
+            name = fields[_OBJECT_NAME].rstrip(b"\0").decode()
+            packets, octets = values[_COUNTER_PACKETS], values[_COUNTER_BYTES]
+            found[name] = int.from_bytes(packets, "big"), int.from_bytes(octets, "big")
+        return found
 
     def watch(
         self,

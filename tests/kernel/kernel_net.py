@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import ctypes
 import functools
+import inspect
 import os
 import socket
 import subprocess
@@ -154,8 +155,8 @@ def wait_until(condition: Callable[[], bool], what: str, seconds: float = 5) -> 
         time.sleep(0.01)
 
 
-def in_namespaces(test: Callable[[SmallNet], None]) -> Callable[[], None]:
-    """The test runs in namespaces of its own with a SmallNet; whatever it leaves running dies with them."""
+def in_namespaces(test: Callable[..., None]) -> Callable[[], None]:
+    """The test runs beside a SmallNet, which it may take, in namespaces of its own; what it leaves dies then."""
 
     @pytest.mark.kernel
     def wrapper() -> None:
@@ -171,16 +172,17 @@ def in_namespaces(test: Callable[[SmallNet], None]) -> Callable[[], None]:
     return wrapper
 
 
-def _separate(test: Callable[[SmallNet], None]) -> str:
+def _separate(test: Callable[..., None]) -> str:
     enter_new_user_namespace()
     unshare(CLONE_NEWNS | CLONE_NEWPID)
     return str(in_child(lambda: _attempt(test), SECONDS))
 
 
-def _attempt(test: Callable[[SmallNet], None]) -> str:
+def _attempt(test: Callable[..., None]) -> str:
     try:
         mount_proc()
-        test(SmallNet())
+        net = SmallNet()
+        test(*[net] if inspect.signature(test).parameters else [])
     except BaseException:
         return traceback.format_exc()
     return ""
