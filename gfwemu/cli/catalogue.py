@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import inspect
 import json
+import re
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
@@ -210,7 +211,8 @@ _KIND_HELP: dict[str, str] = {
 
 
 def _quoted(example: str) -> str:
-    return f'"{example}"' if example[:1] in "<>@*:!&%" or (": " in example and not example.startswith("{")) else example
+    plain = re.fullmatch(r"[A-Za-z0-9./_-]+|\{.*\}", example)
+    return example if plain else f'"{example}"'
 
 
 def _action_lines(entry: Entry) -> list[str]:

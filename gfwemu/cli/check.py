@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import sys
 from typing import Any
 
 import click
@@ -36,7 +37,7 @@ def check(files: tuple[str, ...], as_json: bool) -> None:
         if not as_json:
             raise
         click.echo(json.dumps(_failure(error), indent=2))
-        raise click.exceptions.Exit(error.exit_code) from None
+        sys.exit(error.exit_code)
     plan = compile_plan(loaded.rules)
     if as_json:
         click.echo(json.dumps(_summary(loaded, plan), indent=2))

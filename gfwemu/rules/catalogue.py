@@ -6,6 +6,7 @@ from pathlib import Path
 
 import gfwemu
 from gfwemu.errors import UsageError
+from gfwemu.rules.tree import shorten
 from gfwemu.rules.validate import suggestion
 
 _PACKAGE = Path(gfwemu.__file__).parent
@@ -29,10 +30,10 @@ def find_profile(name_or_path: str) -> Path:
         if path.is_file():
             return path
     except (OSError, ValueError):
-        raise UsageError(f"'{name_or_path[:60]!r}' is neither a file nor a profile") from None
+        raise UsageError(f"'{shorten(name_or_path)}' is neither a file nor a profile") from None
     known = profiles()
     if name_or_path in known:
         return known[name_or_path]
     near = suggestion(name_or_path.removesuffix(".yaml"), known) or "; `gfwemu list profiles` shows the profiles"
     kind = "rule file" if "/" in name_or_path or name_or_path.endswith((".yaml", ".yml")) else "profile"
-    raise UsageError(f"there is no {kind} '{name_or_path[:200]}'{near}")
+    raise UsageError(f"there is no {kind} '{shorten(name_or_path, 200)}'{near}")

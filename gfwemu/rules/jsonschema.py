@@ -34,12 +34,9 @@ class _Quantities(GenerateJsonSchema):
     """Quantities are read by functions of ours; for editors they are texts, numbers, lists or mappings."""
 
     def function_before_schema(self, schema: core_schema.BeforeValidatorFunctionSchema) -> JsonSchemaValue:
-        inner = schema["schema"]
-        if inner["type"] == "is-instance":
-            return {"type": ["string", "number", "array", "object"]}
-        if inner["type"] == "float":
+        if schema["schema"]["type"] == "float":
             return {"type": ["string", "number"]}
-        return super().function_before_schema(schema)
+        return {"type": ["string", "number", "array", "object"]}
 
     def default_schema(self, schema: core_schema.WithDefaultSchema) -> JsonSchemaValue:
         """Defaults stand in `gfwemu show`: as JSON, a drawn quantity would not be what one writes."""

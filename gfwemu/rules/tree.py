@@ -241,6 +241,7 @@ def _explain(error: yaml.MarkedYAMLError) -> str:
         return f"not YAML: {problem}; put the value into quotes"
     if "mapping values are not allowed" in problem:
         return "not YAML: a ': ' inside a value, or a line indented wrongly; put such values into quotes"
+    hint = "; put values with special characters into quotes" if "but got" in problem else ""
     if error.context and error.context != problem:
-        return f"not YAML: {error.context}: {problem}"
+        return f"not YAML: {error.context}: {problem}{hint}"
     return f"not YAML: {problem}"
