@@ -9,6 +9,7 @@ from __future__ import annotations
 import contextlib
 import json
 import os
+import re
 import select
 import shlex
 import signal
@@ -42,8 +43,6 @@ class Stage(Protocol):
 
     def start(self, command: str, *, as_root: bool) -> subprocess.Popen[bytes]: ...
 
-    def events(self) -> list[dict[str, Any]]: ...
-
     def lacks(self, service: str) -> str:
         """Why the service cannot run here; empty where it does."""
         ...
@@ -68,9 +67,6 @@ class LabStage:
             start_new_session=True,
         )
 
-    def events(self) -> list[dict[str, Any]]:
-        return self._lab.events()
-
     def lacks(self, service: str) -> str:
         status = json.loads((self._lab.directory / "status.json").read_text(encoding="utf-8"))
         entry = status["services"].get(service, {"state": "failed", "detail": "it is not in the plan"})
@@ -82,14 +78,10 @@ class RemoteStage:
 
     def __init__(self, client: str, censor: str, rules: list[str]) -> None:
         self._client, self._censor = shlex.split(client), shlex.split(censor)
-        self._since = time.time()
-        self._on_censor("use-profile " + " ".join(rules))
-
-    def _on_censor(self, command: str) -> str:
-        done = subprocess.run([*self._censor, command], stdin=subprocess.DEVNULL, capture_output=True, timeout=60)
+        command = [*self._censor, "use-profile " + " ".join(rules)]
+        done = subprocess.run(command, stdin=subprocess.DEVNULL, capture_output=True, timeout=60)
         if done.returncode:
             raise GfwemuError(f"The censor says: {done.stderr.decode(errors='replace').strip()}")
-        return done.stdout.decode(errors="replace")
 
     def start(self, command: str, *, as_root: bool) -> subprocess.Popen[bytes]:
         shell = f"{'sudo -E ' if as_root else ''}sh -c {shlex.quote(command)}"
@@ -100,9 +92,6 @@ class RemoteStage:
             stderr=subprocess.STDOUT,
             start_new_session=True,
         )
-
-    def events(self) -> list[dict[str, Any]]:
-        return [json.loads(line) for line in self._on_censor("show-events").splitlines()]
 
     def lacks(self, service: str) -> str:
         return ""
@@ -124,13 +113,24 @@ class Observed:
                 return float(line.split()[1])
         return None
 
-    def __str__(self) -> str:
+    def told(self, wanted: str) -> str:
+        """What to show: the measured rate, the line that was waited for, else the last line."""
         rate = self.speed()
         if rate is not None:
             return f"{rate_text(rate)} measured"
-        lines = [line.strip() for line in self.output.splitlines() if line.strip()]
-        last = lines[-1][:70] if lines else "nothing printed"
-        return last if self.exit in (0, None) else f"exit {self.exit}: {last}"
+        lines = [line.strip() for line in self.output.splitlines() if line.strip()] or ["nothing printed"]
+        telling = [line for line in lines if wanted and wanted.lower() in line.lower()] or lines[-1:]
+        line = outcome_of(telling[0])
+        return line if self.exit in (0, None) else f"exit {self.exit}: {line}"
+
+
+def outcome_of(line: str) -> str:
+    """A probe's JSON in a few words; log lines without their date; any other line as it is."""
+    try:
+        said = json.loads(line)
+    except ValueError:
+        return re.sub(r"^[0-9-]{10} [0-9:]{8} ", "", line)[:70]
+    return f"{said['outcome']}, {said['seconds']:.2f} s" if "seconds" in said else str(said["outcome"])
 
 
 def rate_text(rate: float) -> str:
@@ -196,12 +196,6 @@ def expectations(step: dict[str, Any]) -> Iterator[Check]:
         yield f"at least {rate_text(least)}", lambda seen: (seen.speed() or 0) >= least
 
 
-def rules_that_fired(events: list[dict[str, Any]]) -> str:
-    """The rules that touched anything so far."""
-    names = [event["censor"]["rule"] for event in events if event.get("censor", {}).get("rule")]
-    return ", ".join(dict.fromkeys(names))
-
-
 @dataclass(frozen=True, slots=True)
 class Row:
     """One program of one case."""
@@ -211,7 +205,6 @@ class Row:
     expected: str
     observed: str
     ok: bool | None
-    rules: str = ""
     output: str = ""
 
 
@@ -226,7 +219,8 @@ def run_case(case: dict[str, Any], commands: dict[str, str], stage: Stage) -> It
             continue
         seen = observe(stage, step, commands[step["command"]])
         ok = all(test(seen) for _, test in checks)
-        yield Row(case["name"], step["program"], expected, str(seen), ok, output=seen.output)
+        told = seen.told(str(step.get("says", step.get("until", ""))))
+        yield Row(case["name"], step["program"], expected, told, ok, seen.output)
 
 
 def local_stage(case: dict[str, Any], services: list[Service]) -> contextlib.AbstractContextManager[LabStage]:
