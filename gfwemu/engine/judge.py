@@ -86,6 +86,8 @@ class Judge:
         decision.fresh = False
         if decision.terminal is None:
             self._settle(flow, decision)
+        if decision.terminal is not None:
+            flow.forget_stream()
 
     def _try_rules(
         self, work: Work, decision: Decision, messages: Sequence[Message], censor_now: float, told: list[Command]

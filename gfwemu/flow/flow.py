@@ -90,6 +90,12 @@ class Flow:
             self.payloads[index] += 1
         self.last = now
 
+    def forget_stream(self) -> None:
+        """Gives back the memory of inspection; no dissector looks at the flow again."""
+        self.sessions = []
+        self.excerpts = [b"", b""]
+        self.tcb = None
+
 
 def direction_index(direction: Direction) -> int:
     """0 for to_server, 1 for to_client: the index of a flow's counters."""
