@@ -11,6 +11,7 @@ from typing import Any
 
 import click
 from rich.console import Console
+from rich.markup import escape
 from rich.table import Table
 
 from gfwemu.errors import RulesError, UsageError
@@ -29,8 +30,8 @@ _SCOPES = {Scope.FLOW: "once a flow", Scope.MESSAGE: "each message", Scope.PACKE
 
 
 def _first_sentence(text: str) -> str:
-    head, dot, _ = " ".join(text.split()).partition(". ")
-    return head.rstrip(".:") + ("." if dot or head else "")
+    head, _, _ = " ".join(text.split()).partition(". ")
+    return head.rstrip(".:")
 
 
 def _transport_names(numbers: frozenset[int]) -> list[str]:
@@ -100,7 +101,8 @@ _CATALOGUE: dict[str, Callable[[], list[Entry]]] = {
 @click.command("list")
 @click.argument("what", type=click.Choice(list(_CATALOGUE)), default="profiles", required=False)
 @click.option("--json", "as_json", is_flag=True, help="One JSON array, for programs.")
-def list_(what: str, as_json: bool) -> None:
+@click.option("--markdown", is_flag=True, help="A Markdown table, as in docs/rules.md.")
+def list_(what: str, as_json: bool, markdown: bool) -> None:
     """List the shipped profiles, or the fields, actions or dissectors that rules can use.
 
     \b
@@ -112,23 +114,39 @@ def list_(what: str, as_json: bool) -> None:
     if as_json:
         click.echo(json.dumps(entries, indent=2))
         return
+    columns = _COLUMNS[what]
+    if markdown:
+        click.echo("\n".join(_markdown(columns, entries)))
+        return
     table = Table(box=None, pad_edge=False)
-    columns = {
-        "profiles": ("name", "description"),
-        "fields": ("name", "kind", "known", "description", "example"),
-        "actions": ("name", "description"),
-        "dissectors": ("name", "transports", "fields"),
-    }[what]
     for column in columns:
         table.add_column(column, overflow="fold", no_wrap=column == "name")
     for entry in entries:
-        table.add_row(*(_cell(column, entry[column]) for column in columns))
+        table.add_row(*(escape(_cell(column, entry[column])) for column in columns))
     Console(highlight=False).print(table)
+
+
+_COLUMNS: dict[str, tuple[str, ...]] = {
+    "profiles": ("name", "description"),
+    "fields": ("name", "kind", "known", "description", "example"),
+    "actions": ("name", "description"),
+    "dissectors": ("name", "transports", "fields"),
+}
+
+
+def _markdown(columns: tuple[str, ...], entries: list[Entry]) -> list[str]:
+    lines = [f"| {' | '.join(columns)} |", "|---" * len(columns) + "|"]
+    for entry in entries:
+        cells = [_cell(column, entry[column]).replace("|", "\\|") for column in columns]
+        code = {"name", "example"}
+        marked = [f"`{cell}`" if column in code else cell for column, cell in zip(columns, cells, strict=True)]
+        lines.append(f"| {' | '.join(marked)} |")
+    return lines
 
 
 def _cell(column: str, value: Any) -> str:
     text = ", ".join(value) if isinstance(value, list) else str(value)
-    return (_first_sentence(text) if column == "description" else text).replace("[", "\\[")
+    return _first_sentence(text) if column == "description" else text
 
 
 @click.command()
@@ -200,7 +218,7 @@ def _field_lines(entry: Entry) -> list[str]:
 _KIND_HELP: dict[str, str] = {
     "domain": "example.com (with subdomains), full:, *.example.com, keyword:, regexp:, '@list'; a list of them; {not:}",
     "address": "an address, a network, '@list'; a list of them; {not:}",
-    "text": "the exact text; a list of them; {prefix:, suffix:, contains:, regex:, not:}",
+    "text": "the exact text (of http.keyword: a part); a list of them; {is:, prefix:, suffix:, contains:, regex:, not:}",
     "texts": "several texts, one of which must match; otherwise as text",
     "enum": "one of the values; a list of them; {not:}",
     "number": "443, 1-1000, '>=149', '>3.4 <4.6'; a list of them; {not:}",
