@@ -103,7 +103,6 @@ class Daemon:
         self._options = options
         self._parts = parts
         self._outputs = outputs
-        self._offload = options.kernel_decides
         self._timer_at: float | None = None
         self._stop = False
         self._reload = False
@@ -168,7 +167,7 @@ class Daemon:
         gc.freeze()
         self._say(
             f"ready: {len(rules.rules)} rules between {options.inside} (inside) and {options.outside} (outside), "
-            f"queue {options.queue}"
+            f"queue {options.queue}, seed {rules.seed}"
         )
         systemd.notify("READY=1", f"STATUS={len(rules.rules)} rules")
         if options.ready_fd is not None:
@@ -177,21 +176,20 @@ class Daemon:
                 os.close(options.ready_fd)
 
     def _close(self) -> None:
-        """The table goes first, so that nothing new comes; then every packet that waits gets its verdict."""
+        """Nothing new is queued; then every packet that waits gets its verdict; then the table goes."""
         systemd.notify("STOPPING=1")
         now = self._now()
         with suppress(GfwemuError, OSError):
             self._output(self._outputs.kernel_rules, now, self._table.counters(), self._rules)
-        self._say_if_failing(self._table.remove)
-        self._offload = False
+        self._say_if_failing(self._table.quiet)
         while self._queue.read(_BATCH):
             pass
         self._perform(self._decide(Stopping(now), None), now)
         for packet_id in self._queue.open_packets():
             self._apply_on_error(packet_id)
         self._output(self._outputs.heartbeat, now, self._engine.flow_count, self._queue.dropped(), (), self._rules)
-        self._queue.close()
         self._say_if_failing(self._table.close)
+        self._queue.close()
         self._injector.close()
         self._output(self._outputs.close)
         if self._options.pid_file is not None:
@@ -289,11 +287,10 @@ class Daemon:
             if isinstance(command, SetVerdict):
                 # A packet on which the engine failed has its verdict already.
                 if queue.is_open(command.packet_id):
-                    offload = command.offload and self._offload
                     if command.verdict is Verdict.ACCEPT:
-                        queue.accept(command.packet_id, command.data, offload=offload)
+                        queue.accept(command.packet_id, command.data, offload=command.offload)
                     else:
-                        queue.drop(command.packet_id, offload=offload)
+                        queue.drop(command.packet_id, offload=command.offload)
             elif isinstance(command, Inject):
                 self._injector.send(command.data)
             elif isinstance(command, SetTimer):

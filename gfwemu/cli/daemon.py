@@ -91,14 +91,18 @@ def daemon(
         plan=compile_plan,
         engine=lambda rules: Engine(rules, time_scale=time_scale, seed=seed, offload=offload),
     )
-    with contextlib.ExitStack() as files:
-        Daemon(options, parts, _Files(files, eve, pcap, metrics)).run()
+    files = _Files(eve, pcap, metrics)
+    try:
+        Daemon(options, parts, files).run()
+    finally:
+        files.release()
 
 
 class _Files:
     """The event log, the capture and the metrics file of a daemon."""
 
-    def __init__(self, files: contextlib.ExitStack, eve: Path | None, pcap: Path | None, metrics: Path | None) -> None:
+    def __init__(self, eve: Path | None, pcap: Path | None, metrics: Path | None) -> None:
+        self._files = files = contextlib.ExitStack()
         self._metrics = metrics
         self._counters = Counters(start_time=time.time())
         self._counters.reload_time = self._counters.start_time
@@ -154,9 +158,13 @@ class _Files:
         self._counters.reload_time = now
 
     def close(self) -> None:
-        """The files themselves belong to the caller's stack."""
         if self._metrics is not None:
             write_metrics(self._counters, self._metrics)
+
+    def release(self) -> None:
+        """Closes the files. On a full disk their last bytes are lost, as the daemon has said by then."""
+        with contextlib.suppress(OSError):
+            self._files.close()
 
     def _count_kernel(self, counters: Sequence[RuleCounter], rules: RuleSet) -> None:
         actions = {rule.name: rule.action_name for rule in rules.rules}

@@ -146,6 +146,13 @@ class Table:
             with suppress(NftError):
                 self._nft.run(f"delete {name}")
 
+    def quiet(self) -> None:
+        """Queues nothing any more. Packets that wait can still get their verdicts.
+
+        Not so once the table is removed: when a hook goes, the kernel drops what waits in any queue of the namespace.
+        """
+        self._nft.run(f"flush chain inet {self.name} forward")
+
     def remove(self) -> None:
         self._nft.run(f"add table inet {self.name}; delete table inet {self.name}")
 
