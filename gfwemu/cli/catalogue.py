@@ -218,7 +218,7 @@ def _field_lines(entry: Entry) -> list[str]:
 _KIND_HELP: dict[str, str] = {
     "domain": "example.com (with subdomains), full:, *.example.com, keyword:, regexp:, '@list'; a list of them; {not:}",
     "address": "an address, a network, '@list'; a list of them; {not:}",
-    "text": "the exact text (of http.keyword: a part); a list of them; {is:, prefix:, suffix:, contains:, regex:, not:}",
+    "text": "the exact text (http.keyword: a part); a list of them; {is:, prefix:, suffix:, contains:, regex:, not:}",
     "texts": "several texts, one of which must match; otherwise as text",
     "enum": "one of the values; a list of them; {not:}",
     "number": "443, 1-1000, '>=149', '>3.4 <4.6'; a list of them; {not:}",

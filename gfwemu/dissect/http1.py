@@ -36,7 +36,7 @@ FIELDS = (
         "http.keyword",
         FieldKind.TEXT,
         "What keyword filters see: request target and Host, a line each; where they hold %-escapes or other than "
-        "ASCII, both once more, decoded as UTF-8 and as GB18030.",
+        "ASCII, both once more, decoded as UTF-8 and as GB18030. A plain value matches as a part of it.",
         "/?q=ultrasurf",
     ),
 )

@@ -20,6 +20,9 @@ from gfwemu.rules.values import TEXT_OPERATORS, ValueReader
 ALTERNATIVE_LIMIT = 64
 """Entries of one `any:`."""
 
+_USUAL_OPERATORS = {"http.keyword": "contains"}
+"""How a plain value is held against a field where not as a whole: nobody filters for all of a request's text."""
+
 
 @dataclass(frozen=True, slots=True)
 class Clause:
@@ -129,7 +132,7 @@ class _MatchReader:
     def _clauses(self, entry: RuleField, node: Node) -> list[Clause]:
         """All clauses must hold: one for a plain value, one for each key of `{not:, prefix:, ...}`."""
         if not isinstance(node, Mapping) or (entry.kind is FieldKind.BYTES and node.get("not") is None):
-            return self._clause(entry, node, "is", False)
+            return self._clause(entry, node, _usual_operator(entry), False)
         if not node.entries:
             self._problem(node.place, f"'{entry.name}': an empty mapping matches nothing")
         clauses: list[Clause] = []
@@ -145,7 +148,7 @@ class _MatchReader:
 
     def _negated(self, entry: RuleField, node: Node) -> list[Clause]:
         if not isinstance(node, Mapping) or entry.kind is FieldKind.BYTES:
-            return self._clause(entry, node, "is", True)
+            return self._clause(entry, node, _usual_operator(entry), True)
         if len(node.entries) != 1:
             self._problem(node.place, f"'{entry.name}': 'not' takes a value, a list, or a mapping with one key")
             return []
@@ -166,6 +169,10 @@ class _MatchReader:
     def _clause(self, entry: RuleField, node: Node, operator: str, negated: bool) -> list[Clause]:
         matcher = self._values.matcher(entry, node, operator)
         return [] if matcher is None else [Clause(entry, matcher, negated, node.place)]
+
+
+def _usual_operator(entry: RuleField) -> str:
+    return _USUAL_OPERATORS.get(entry.name, "is")
 
 
 def _unknown_field(name: str, prefix: str) -> str:
