@@ -15,6 +15,7 @@ from gfwemu.dissect.openvpn_packet import (
     CLIENT_RESETS,
     DATA,
     LONGEST_RESET,
+    RESETS,
     SERVER_RESETS,
     SHORTEST_RESET,
     Opcode,
@@ -61,7 +62,7 @@ _CONFIRM_STEPS = {
     "server_reset": _Step.SERVER_RESET,
     "control": _Step.CONTROL,
 }
-_RESETS = {Direction.TO_SERVER: CLIENT_RESETS, Direction.TO_CLIENT: SERVER_RESETS}
+_RESETS_OF = {Direction.TO_SERVER: CLIENT_RESETS, Direction.TO_CLIENT: SERVER_RESETS}
 
 _STUN_COOKIE = b"\x21\x12\xa4\x42"  # RFC 8489 section 5
 _STUN_COOKIE_OFFSET = 4
@@ -82,8 +83,8 @@ class _Handshake:
     def check_opcode(self, direction: Direction, first: int, length: int) -> Opcode:
         """What a packet's first byte and length allow to say. Raises MalformedBytes."""
         opcode = read_opcode(first)
-        if opcode in CLIENT_RESETS | SERVER_RESETS:
-            if opcode not in _RESETS[direction]:
+        if opcode in RESETS:
+            if opcode not in _RESETS_OF[direction]:
                 raise MalformedBytes("OpenVPN: a reset in the wrong direction")
             if not SHORTEST_RESET <= length <= LONGEST_RESET:
                 raise MalformedBytes("OpenVPN: implausible length of a reset")

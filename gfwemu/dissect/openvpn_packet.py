@@ -38,8 +38,9 @@ class Opcode(IntEnum):
 
 CLIENT_RESETS = frozenset({Opcode.HARD_RESET_CLIENT_V1, Opcode.HARD_RESET_CLIENT_V2, Opcode.HARD_RESET_CLIENT_V3})
 SERVER_RESETS = frozenset({Opcode.HARD_RESET_SERVER_V1, Opcode.HARD_RESET_SERVER_V2})
+RESETS = CLIENT_RESETS | SERVER_RESETS
 DATA = frozenset({Opcode.DATA_V1, Opcode.DATA_V2})
-_KNOWN = frozenset(Opcode)
+_OPCODES = {int(opcode): opcode for opcode in Opcode}
 
 # A client's plain reset: opcode, session id, no acknowledgement, packet id 0.
 SHORTEST_RESET = 14
@@ -74,10 +75,10 @@ class Reset:
 
 def read_opcode(first: int) -> Opcode:
     """From the first byte. Before the first renegotiation the key id is 0. Raises MalformedBytes."""
-    opcode = first >> 3
-    if first & 7 or opcode not in _KNOWN:
+    opcode = _OPCODES.get(first >> 3)
+    if first & 7 or opcode is None:
         raise MalformedBytes("OpenVPN: unknown opcode or a key id other than 0")
-    return Opcode(opcode)
+    return opcode
 
 
 def _read_replay_id(reader: Reader) -> None:

@@ -193,6 +193,7 @@ def test_the_stream_limit_bounds_the_header_block() -> None:
         b"Content-Length: 5\r\n\r\nhello",
         b"Content-Length: 5\r\nContent-Length: 5\r\n\r\n\nGET ",
         b"Content-Length:\r\n 5\r\n\r\nhello",
+        b"Content-Length: 5\r\n 6\r\n\r\nhello",
         b"Content-Length: 0\r\n\r\n",
         b"\r\n",
         b"\r\n\r\n",

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import shutil
 import struct
 import subprocess
 from dataclasses import dataclass
@@ -116,7 +115,7 @@ def test_the_real_program(name: str, transport: str) -> None:
     assert stages(entry, flow.events, CONTROL) == ["handshake", "data"]
 
 
-@pytest.mark.skipif(shutil.which("tshark") is None, reason="tshark is not installed")
+@pytest.mark.needs("tshark")
 @pytest.mark.parametrize("name", CAPTURED)
 def test_opcodes_as_tshark_reads_them(name: str) -> None:
     path = CAPTURES / f"openvpn-udp-{name}.pcap"
@@ -191,6 +190,12 @@ def test_a_client_that_starts_again_from_the_same_port() -> None:
         (TO_SERVER, PLAIN.control(4, b"clientno", b"")),
     ]
     assert stages(OPENVPN_UDP, events, CLIENT_RESET) == ["reset", "handshake"]
+
+
+def test_data_before_the_new_session_is_answered_belongs_to_the_old_one() -> None:
+    other = PLAIN.control(7, b"clientno", bytes(5))
+    events: list[Event] = [*handshake(PLAIN)[:2], (TO_SERVER, other), (TO_CLIENT, DATA)]
+    assert stages(OPENVPN_UDP, events, CLIENT_RESET) == ["reset"]
 
 
 def test_data_right_behind_the_resets() -> None:

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import shutil
 import subprocess
 
 import pytest
@@ -52,7 +51,7 @@ def test_wireguard_go() -> None:
     assert played.messages[0].spans == {"wireguard.stage": Span(0, 1), "wireguard.reserved": Span(1, 3)}
 
 
-@pytest.mark.skipif(shutil.which("tshark") is None, reason="tshark is not installed")
+@pytest.mark.needs("tshark")
 def test_types_as_tshark_reads_them() -> None:
     path = CAPTURES / "wireguard.pcap"
     argv = ["tshark", "-r", str(path), "-Y", "wg", "-T", "fields", "-e", "wg.type"]
