@@ -31,6 +31,8 @@ from gfwemu.netlab.internet.sites import Sites
 STREAM_BUFFER = 512 * 1024
 SOCKET_BUFFER = 4 * 1024 * 1024
 IDLE_SECONDS = 30.0
+# What Chrome sends; it leaves room for a tunnel below an MTU of 1,500.
+DATAGRAM_SIZE = 1350
 
 
 @dataclass(slots=True)
@@ -165,7 +167,12 @@ class QuicSites:
         canonical = str(ip_address(address))
         certificate, key = self.certificate(canonical, "")
         configuration = QuicConfiguration(
-            is_client=False, alpn_protocols=H3_ALPN, certificate=certificate, private_key=key, idle_timeout=IDLE_SECONDS
+            is_client=False,
+            alpn_protocols=H3_ALPN,
+            certificate=certificate,
+            private_key=key,
+            idle_timeout=IDLE_SECONDS,
+            max_datagram_size=DATAGRAM_SIZE,
         )
         create = partial(SiteProtocol, server=self, address=canonical)
         transport, _ = await asyncio.get_running_loop().create_datagram_endpoint(

@@ -82,7 +82,7 @@ class Request:
         await self.body(data, more=False)
 
     async def read(self, limit: int) -> bytes | None:
-        """The request's body; `None` when it is longer than `limit` bytes."""
+        """The request's body, read to its end; `None` when it is longer than `limit` bytes or the client left."""
         parts: list[bytes] = []
         length = 0
         while True:
@@ -90,11 +90,10 @@ class Request:
             if message["type"] != "http.request":
                 return None
             length += len(message["body"])
-            if length > limit:
-                return None
-            parts.append(message["body"])
+            if length <= limit:
+                parts.append(message["body"])
             if not message.get("more_body", False):
-                return b"".join(parts)
+                return b"".join(parts) if length <= limit else None
 
     async def gone(self) -> None:
         """Return when the client has given up."""

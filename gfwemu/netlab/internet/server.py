@@ -42,11 +42,18 @@ STARTERS: dict[type[Any], Callable[[Any, Workshop], Awaitable[Status]]] = {
 }
 
 
+def _ignore_names_in_odd_bytes(event: sys.UnraisableHookArgs) -> None:
+    """Python's ssl cannot read an SNI that is not ASCII: it ends the handshake and complains on stderr."""
+    if not isinstance(event.exc_value, UnicodeDecodeError):
+        sys.__unraisablehook__(event)
+
+
 async def serve_plan(path: Path, ready_fd: int | None) -> Iterable[Callable[[], None]]:
     """Start everything, write `status.json`, announce readiness. Returns what to call at the end.
 
     Raises `UsageError` for a wrong plan and `GfwemuError` for an address that cannot be had.
     """
+    sys.unraisablehook = _ignore_names_in_odd_bytes
     plan = load_plan(path)
     check_https_records((*plan.sites, *((plan.catch_all,) if plan.catch_all else ())))
     authority = open_authority(Path(plan.directory))

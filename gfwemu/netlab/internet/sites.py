@@ -179,10 +179,10 @@ async def stall(request: Request) -> None:
 
 async def dns_query(request: Request) -> None:
     method = request.scope["method"]
+    query = await request.read(DNS_MESSAGE_LIMIT)
     if not (isinstance(request.owner, Resolver) and "doh" in request.owner.listen):
         await request.answer("no resolver lives here\n", status=404)
         return
-    query: bytes | None = None
     if method == "GET":
         text = request.query("dns")
         try:
@@ -196,7 +196,9 @@ async def dns_query(request: Request) -> None:
         if media.partition(";")[0].strip() != DNS_MESSAGE:
             await request.answer(f"send {DNS_MESSAGE}\n", status=415)
             return
-        query = await request.read(DNS_MESSAGE_LIMIT)
+    else:
+        await request.answer("ask with GET or POST\n", status=405)
+        return
     answer = request.answerer.answer(query, udp=False) if query else None
     if answer is None:
         await request.answer("this is no DNS query\n", status=400)
@@ -233,6 +235,10 @@ BEHAVIOURS: dict[str, Handler] = {
 }
 
 
+# Bodies are read before anything is answered: hypercorn loses an HTTP/2 connection when data follows the answer.
+READERS = frozenset({upload, dns_query})
+
+
 @dataclass(frozen=True, slots=True)
 class Sites:
     """The application. `respond` is ASGI with the connection in front."""
@@ -251,6 +257,8 @@ class Sites:
         handler = PATHS.get(first, hello)
         if isinstance(owner, Site):
             handler = BEHAVIOURS.get(owner.behaviour, handler)
+        if handler not in READERS:
+            await request.read(0)
         await handler(request)
 
 

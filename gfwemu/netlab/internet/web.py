@@ -11,6 +11,7 @@ import asyncio
 import socket
 import ssl
 import struct
+import sys
 from contextlib import suppress
 from dataclasses import dataclass, field
 from functools import partial
@@ -79,8 +80,12 @@ class Web:
         )
         app = ASGIWrapper(partial(self.sites.respond, connection))
         loop = asyncio.get_running_loop()
-        with suppress(OSError, asyncio.CancelledError):
-            await TCPServer(app, loop, self._config, self._context, {}, reader, writer)
+        try:
+            with suppress(OSError, asyncio.CancelledError):
+                await TCPServer(app, loop, self._config, self._context, {}, reader, writer)
+        except Exception as error:  # whatever a client's bytes bring about in hypercorn ends this connection only
+            print(f"gfwemu: a web connection was lost: {error!r}", file=sys.stderr)
+            writer.transport.abort()
 
 
 def reset(writer: asyncio.StreamWriter) -> None:

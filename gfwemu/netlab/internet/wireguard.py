@@ -21,6 +21,8 @@ set -eu
 interface=${{1:-{interface}}}
 [ "${{2:-}}" = private ] || exec unshare -m -- sh {quoted} "$interface" private
 mount -t tmpfs tmpfs /var/run
+# wireguard-go would rather not run where the kernel has WireGuard; here the user's own process is the point.
+export WG_I_PREFER_BUGGY_USERSPACE_TO_POLISHED_KMOD=1
 setpriv --pdeathsig KILL wireguard-go -f "$interface" &
 server=$!
 trap 'kill $server 2>/dev/null' EXIT

@@ -107,7 +107,7 @@ def _read(message: bytes, result: Result) -> None:
         record = DNSRecord.parse(message)
     except DNSError as error:
         raise OSError(f"the answer cannot be read: {error}") from None
-    result.bytes += len(message)
+    result.received += len(message)
     result.text = str(RCODE.get(record.header.rcode))
     result.answers += [str(answer.rdata) for answer in record.rr if answer.rtype != QTYPE.CNAME]
 

@@ -53,7 +53,7 @@ class Options:
 
 @dataclass(slots=True)
 class Result:
-    """What happened. `seconds` to the outcome, `last_byte` to the last byte of body; `bytes` of body received.
+    """What happened. `seconds` to the outcome, `last_byte` to the last byte of body; `received` bytes of body.
 
     `text`: the beginning of a page that is text; of a DNS answer its response code.
     """
@@ -61,7 +61,7 @@ class Result:
     outcome: str = "failed"
     detail: str = ""
     seconds: float = 0.0
-    bytes: int = 0
+    received: int = 0
     last_byte: float = 0.0
     status: int = 0
     protocol: str = ""
@@ -72,7 +72,7 @@ class Result:
 
     def body(self, data: bytes) -> None:
         """Take a piece of the page."""
-        self.bytes += len(data)
+        self.received += len(data)
         self.last_byte = self.elapsed()
         room = TEXT_LIMIT - len(self.text)
         if room > 0 and b"\0" not in data:
@@ -137,8 +137,8 @@ async def connect(
 def judge_page(options: Options, result: Result, seconds: float) -> None:
     """The outcome of a complete page whose body took `seconds`."""
     marked = bool(options.blockpage_text) and options.blockpage_text in result.text
-    speed = result.bytes * 8 / 1000 / max(seconds, 1e-6)
-    measurable = result.bytes >= SPEED_BYTES and seconds >= SPEED_SECONDS
+    speed = result.received * 8 / 1000 / max(seconds, 1e-6)
+    measurable = result.received >= SPEED_BYTES and seconds >= SPEED_SECONDS
     if result.status == BLOCKPAGE_STATUS or marked:
         result.end("blockpage", f"status {result.status}")
     elif measurable and speed < options.slow_below:

@@ -83,7 +83,7 @@ class _Client(QuicConnectionProtocol):  # type: ignore[misc]
         tls_failure = event.frame_type is not None and CRYPTO_ERROR <= event.error_code < 2 * CRYPTO_ERROR
         idle = event.error_code == QuicErrorCode.INTERNAL_ERROR and event.reason_phrase == "Idle timeout"
         if idle:
-            self._result.end("frozen" if self._result.bytes else "timeout", reason)
+            self._result.end("frozen" if self._result.received else "timeout", reason)
         else:
             self._result.end("failed" if tls_failure else "reset", reason)
         self._finish()

@@ -49,9 +49,9 @@ async def probe(kind: str, options: Options) -> Result:
 
 
 def _judge_unfinished(options: Options, result: Result) -> None:
-    if not result.bytes:
+    if not result.received:
         result.end("timeout")
     elif result.last_byte > options.timeout * STILL_MOVING:
-        result.end("slow", f"unfinished after {result.bytes} bytes")
+        result.end("slow", f"unfinished after {result.received} bytes")
     else:
-        result.end("frozen", f"after {result.bytes} bytes")
+        result.end("frozen", f"after {result.received} bytes")

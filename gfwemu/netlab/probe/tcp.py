@@ -43,7 +43,7 @@ async def probe_http(options: Options, result: Result) -> None:
     started = time.monotonic()
     while data := await reader.read(65536):
         result.body(data)
-    if expected is not None and result.bytes < expected:
-        result.end("failed", f"the answer ended after {result.bytes} of {expected} bytes")
+    if expected is not None and result.received < expected:
+        result.end("failed", f"the answer ended after {result.received} of {expected} bytes")
         return
     judge_page(options, result, time.monotonic() - started)
