@@ -169,6 +169,8 @@ def _run(command: list[str], options: Options) -> int:
         seed=rules.seed if rules else options.seed,
         time_scale=options.time_scale,
     )
+    for number in (signal.SIGTERM, signal.SIGHUP):
+        signal.signal(number, _end)
     with lab:
         lab.attached.node(options.node)
         if not options.quiet:
@@ -179,6 +181,11 @@ def _run(command: list[str], options: Options) -> int:
         if rules:
             _report(lab, options)
     return code
+
+
+def _end(number: int, _frame: object) -> None:
+    """Before and after the program, a signal takes the lab down on our way out."""
+    raise SystemExit(128 + number)
 
 
 def _refuse_unwritable(path: Path | None) -> None:

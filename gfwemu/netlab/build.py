@@ -99,9 +99,12 @@ def mangle(node: Node, *, ipv6: bool, environment: Mapping[str, str]) -> None:
     for family in ("ip", "ip6") if ipv6 else ("ip",):
         lines = ["*mangle"]
         if family == "ip6":
-            # Neighbour discovery lives by its hop limit of 255 (RFC 4861, 7.1) and must not wait in a pipe.
-            for kind in ("neighbour-solicitation", "neighbour-advertisement"):
-                lines += [f"-A {chain} -p icmpv6 --icmpv6-type {kind} -j RETURN" for chain in _CHAINS]
+            # Neighbour discovery lives by its hop limit of 255 (RFC 4861, 7.1) and must not wait in a pipe; what stays
+            # on the link (MLD) shall not use up the pipes' random numbers.
+            for chain in _CHAINS:
+                for kind in ("neighbour-solicitation", "neighbour-advertisement"):
+                    lines.append(f"-A {chain} -p icmpv6 --icmpv6-type {kind} -j RETURN")
+                lines += [f"-A {chain} -s fe80::/10 -j RETURN", f"-A {chain} -d ff00::/8 -j RETURN"]
         if node.extra_hops:
             target = "TTL --ttl-dec" if family == "ip" else "HL --hl-dec"
             lines.append(f"-A PREROUTING -j {target} {node.extra_hops}")

@@ -116,7 +116,9 @@ class Lab:
         try:
             self._directory = rundir.new_directory(self.name)
         except FileExistsError:
-            raise UsageError(f"A lab named '{self.name}' is up already; end it with gfwemu lab down.") from None
+            raise UsageError(
+                f"A lab named '{self.name}' is up already; end it with gfwemu lab down --name {self.name}."
+            ) from None
         try:
             if self._eve is not None and self._eve.is_file():
                 self._eve_start = self._eve.stat().st_size

@@ -6,12 +6,14 @@ The chain itself is fixed: client, access (the ISP's router), censor, transit, i
 from __future__ import annotations
 
 import difflib
+import re
 from ipaddress import IPv4Interface, IPv6Interface, ip_address, ip_interface
 from pathlib import Path
 from typing import Annotated, Any
 
 import yaml
 from pydantic import AfterValidator, BaseModel, BeforeValidator, ConfigDict, Field, ValidationError, model_validator
+from pydantic_core import ErrorDetails
 
 from gfwemu.errors import UsageError
 from gfwemu.netlab.internet.plan import Name, Resolver, Service, Site
@@ -25,10 +27,17 @@ def _interfaces(addresses: tuple[str, ...]) -> tuple[str, ...]:
     return tuple(str(ip_interface(address)) for address in addresses)
 
 
+def _address(text: str) -> str:
+    return str(ip_address(text))
+
+
 def _percentage(value: object) -> object:
-    if isinstance(value, str) and value.endswith("%"):
-        return float(value[:-1]) / 100
-    return value
+    if not isinstance(value, str):
+        return value
+    found = re.fullmatch(r"(\d+(?:\.\d+)?)%", value)
+    if found is None:
+        raise ValueError(f"'{value}' is not a percentage, as in '2.5%'")
+    return float(found.group(1)) / 100
 
 
 Addresses = Annotated[tuple[str, ...], AfterValidator(_interfaces), Field(min_length=1)]
@@ -65,7 +74,7 @@ class Way(_Strict):
 class Internet(_Strict):
     """What the mini-internet serves; `addresses` exist there although nobody listens on them."""
 
-    addresses: tuple[str, ...] = ()
+    addresses: tuple[Annotated[str, AfterValidator(_address)], ...] = ()
     resolvers: tuple[Resolver, ...] = ()
     sites: tuple[Site, ...] = ()
     catch_all: Site | None = None
@@ -73,12 +82,6 @@ class Internet(_Strict):
     services: tuple[Service, ...] = ()
     tunnels: str = "203.0.113.128/25"
     ttl: Annotated[int, Field(ge=0)] = 60
-
-    @model_validator(mode="after")
-    def _plain_addresses(self) -> Internet:
-        for address in self.addresses:
-            ip_address(address)
-        return self
 
     @property
     def serves(self) -> bool:
@@ -151,12 +154,21 @@ def load_topology(name_or_path: str | Path) -> Topology:
     try:
         return Topology.model_validate(tree)
     except ValidationError as error:
-        wrong = [f"{path}: {'.'.join(map(str, e['loc'])) or 'topology'}: {_reason(e['msg'])}" for e in error.errors()]
-        raise UsageError("\n".join(wrong)) from None
+        raise UsageError("\n".join(f"{path}: {_problem(one)}" for one in error.errors())) from None
 
 
-def _reason(message: str) -> str:
-    return message.removeprefix("Value error, ")
+def _problem(error: ErrorDetails) -> str:
+    where = ".".join(str(part) for part in error["loc"]) or "topology"
+    reason = _REASONS.get(error["type"], error["msg"].removeprefix("Value error, "))
+    return f"{where}: {reason[:1].lower()}{reason[1:]}"
+
+
+_REASONS = {
+    "extra_forbidden": "unknown key",
+    "unexpected_keyword_argument": "unknown key",
+    "missing": "is missing",
+    "missing_keyword_only_argument": "is missing",
+}
 
 
 def _find(text: str) -> Path:
