@@ -24,14 +24,14 @@ mount --bind /run/hosts /etc/hosts
 record() {
     file=$1 filter=$2
     shift 2
-    tshark -q -i lo -f "$filter" -F pcap -w "$directory/$file" 2>/run/tshark &
-    tshark=$!
-    until grep -qs 'Capturing on' /run/tshark; do sleep 0.1; done
-    sleep 1
+    rm -f /run/recorder
+    dumpcap -q -i lo -f "$filter" -P -w "$directory/$file" 2>/run/recorder &
+    recorder=$!
+    until grep -qs '^File: ' /run/recorder; do sleep 0.1; done
     timeout 20 "$@" >/run/output 2>&1 </dev/null || true
     sleep 1
-    kill -INT "$tshark"
-    wait "$tshark" || true
+    kill "$recorder"
+    wait "$recorder" || true
 }
 
 "$python" "$here/servers.py" "$name" /run &
