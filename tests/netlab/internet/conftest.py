@@ -112,8 +112,9 @@ class Namespace:
         return {**found, "exit": done.returncode}
 
 
-def addresses_of(plan: Plan) -> str:
-    return "".join(f"ip address add {address}/{128 if ':' in address else 32} dev lo\n" for address in plan.addresses)
+def addresses_of(plan: Plan, missing: tuple[str, ...] = ()) -> str:
+    wanted = [address for address in plan.addresses if address not in missing]
+    return "".join(f"ip address add {address}/{128 if ':' in address else 32} dev lo\n" for address in wanted)
 
 
 @contextmanager
@@ -170,6 +171,11 @@ def make_internet() -> Callable[..., Any]:
 
 
 @pytest.fixture(scope="session")
+def make_addresses() -> Callable[..., str]:
+    return addresses_of
+
+
+@pytest.fixture(scope="session")
 def make_plan() -> Callable[..., Plan]:
     return plan_for
 
@@ -181,10 +187,11 @@ def run_internet(tmp_path_factory: pytest.TempPathFactory) -> Callable[..., Any]
     @contextmanager
     def run(*, setup: str = "", user: bool = os.geteuid() != 0, **changes: Any) -> Iterator[Namespace]:
         directory = tmp_path_factory.mktemp("internet")
+        missing = changes.pop("without_addresses", ())
         plan = plan_for(directory, **changes)
         resolv = directory / "resolv.conf"
         resolv.write_text(f"nameserver {RESOLVER}\n")
-        private = f"{addresses_of(plan)}ip address add {FORWARDER}/32 dev lo\n"
+        private = f"{addresses_of(plan, missing)}ip address add {FORWARDER}/32 dev lo\n"
         with (
             namespace(directory, f"{private}mount --bind {resolv} /etc/resolv.conf\n{setup}", user=user) as space,
             internet(space, plan),
@@ -208,3 +215,30 @@ def servers(run_internet: Callable[..., Any], request: pytest.FixtureRequest) ->
     setup = "mount --bind /dev/null /dev/net/tun" if no_tun else ""
     with run_internet(setup=setup, user=no_tun or os.geteuid() != 0, services=SERVICES) as space:
         yield space
+
+
+@pytest.fixture(scope="module")
+def node(servers: Namespace) -> Iterator[Namespace]:
+    """A network namespace beside the one of `servers`, one link away, with its own routes."""
+    holder = servers.popen("unshare", "-n", "sh", "-c", "echo ready; exec sleep infinity", stdout=subprocess.PIPE)
+    try:
+        assert holder.stdout is not None
+        assert holder.stdout.readline() == b"ready\n"
+        user = ["-U", "--preserve-credentials"] if "-U" in servers.enter else []
+        space = Namespace(["nsenter", "-t", str(holder.pid), *user, "-n", "-m", "--"], servers.directory)
+        outside = f"""set -e
+            ip link add toclient type veth peer name toserver netns {holder.pid}
+            ip address add 198.51.100.1/30 dev toclient
+            ip link set toclient up"""
+        inside = """set -e
+            ip link set lo up
+            ip address add 198.51.100.2/30 dev toserver
+            ip link set toserver up
+            ip route add default via 198.51.100.1"""
+        for place, script in ((servers, outside), (space, inside)):
+            done = place.run("sh", "-c", script)
+            assert done.returncode == 0, done.stderr
+        yield space
+    finally:
+        holder.kill()
+        holder.communicate()
