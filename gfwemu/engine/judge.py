@@ -64,6 +64,8 @@ class Judge:
     def _decision_of(self, flow: Flow) -> Decision:
         decision: Decision | None = flow.decision
         if decision is None or decision.generation != self._generation:
+            if flow.sessions == []:
+                flow.read_anew()
             facts = flow_facts(flow, self._rules.subscribers)
             pending = [rule for rule in self._rules.rules if not refuted(rule, facts, FLOW_FIELDS)]
             decision = flow.decision = Decision(self._generation, facts, pending)

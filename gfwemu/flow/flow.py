@@ -96,6 +96,12 @@ class Flow:
         self.excerpts = [b"", b""]
         self.tcb = None
 
+    def read_anew(self) -> None:
+        """Lets dissectors look at a flow again that they had done with, from here on."""
+        self.sessions = None
+        self.excerpts = [b"", b""]
+        self.inspected = [0, 0]
+
 
 def direction_index(direction: Direction) -> int:
     """0 for to_server, 1 for to_client: the index of a flow's counters."""

@@ -7,6 +7,7 @@ from rulekit import Holds, client_hello, dns_query, rule, ruleset
 
 from gfwemu.engine.records import Evidence, PacketDropped, ResidualHit, RuleHit
 from gfwemu.model import Direction, Verdict, address_bytes
+from gfwemu.rules.compiled import TcpOptions
 from gfwemu.testing.playbook import Playbook, Reaction, TcpTalk, UdpTalk
 from gfwemu.wire.packet import Packet, TcpFlags
 
@@ -437,3 +438,15 @@ def test_residual_probability_is_settled_for_each_flow() -> None:
         assert first is second
         fates.append(first)
     assert 70 < fates.count(Verdict.DROP) < 130
+
+
+def test_new_rules_read_a_flow_that_the_old_ones_had_let_go() -> None:
+    """Only where the engine takes flows up in the middle: under the old rules it did not follow this one."""
+    for create_on, verdict in (("syn", Verdict.ACCEPT), ("any", Verdict.DROP)):
+        book = Playbook(ruleset(rule("drop", {"ip.server": "203.0.113.99"})))
+        talk = TcpTalk()
+        connected(book, talk)
+        assert book.packet(talk.to_server(b"before")).verdict is Verdict.ACCEPT
+        tcp = TcpOptions(create_on=create_on)  # type: ignore[arg-type]
+        book.replace_rules(ruleset(rule("drop", BLOCKED), tcp=tcp))
+        assert book.packet(talk.to_server(client_hello("www.blocked.example"))).verdict is verdict
