@@ -106,6 +106,9 @@ def status_(name: str, as_json: bool) -> None:
     click.echo("services")
     for service, entry in facts["services"].items():
         click.echo(f"  {service:14} {entry['state']}")
+    for server, entry in facts["servers"].items():
+        detail = f" ({entry['detail']})" if entry["detail"] else ""
+        click.echo(f"  {server:14} {entry['state']}{detail}")
     click.echo("queues")
     for queue in facts["queues"]:
         click.echo(f"  {queue['node']:9} queue {queue['number']}: {queue['waiting']} waiting, {queue['lost']} lost")

@@ -21,6 +21,7 @@ from gfwemu.netlab import relay
 from gfwemu.netlab.attach import Attached
 from gfwemu.netlab.lab import Lab
 from gfwemu.netlab.links import LINKS
+from gfwemu.netlab.status import read_servers
 from gfwemu.netlab.topology import load_topology
 from gfwemu.report.verdicts import VerdictTable
 from gfwemu.rules.catalogue import find_profile
@@ -175,6 +176,9 @@ def _run(command: list[str], options: Options) -> int:
         lab.attached.node(options.node)
         if not options.quiet:
             click.echo(_header(options, lab), err=True)
+            for name, server in read_servers(lab.directory).items():
+                if server["state"] != "up":
+                    click.echo(f"gfwemu: the server {name} is {server['state']}: {server['detail']}", err=True)
         code = run_in(lab.attached, options.node, command, as_root=options.as_root)
         _warn_of_dead_services(lab)
         lab.stop()

@@ -26,6 +26,8 @@ from gfwemu.netlab.wakeup import Wakeup
 _HOLDER_DEADLINE = 10.0
 _EXIT_DEADLINE = 2.0
 _LOG_LINES = 5
+# Exit codes of services that have said all in one sentence.
+_TELLING = (RulesError.exit_code, CapabilityError.exit_code)
 
 
 @dataclass(frozen=True, slots=True)
@@ -211,9 +213,9 @@ class Init:
         log = self._log(running.name).read_text(encoding="utf-8", errors="replace").strip()
         if ended:
             what = f"{running.state} before it was ready"
-            if running.status is not None and os.waitstatus_to_exitcode(running.status) == RulesError.exit_code:
-                said = log.removeprefix("gfwemu: ")
-                raise LabError(said, exit_code=RulesError.exit_code, service=running.name)
+            code = os.waitstatus_to_exitcode(running.status or 0)
+            if code in _TELLING:
+                raise LabError(log.removeprefix("gfwemu: "), exit_code=code, service=running.name)
         tail = "\n".join([line for line in log.split("\n") if line][-_LOG_LINES:])
         raise LabError(
             f"The lab's {running.name} {what}." + (f" It said:\n{tail}" if tail else ""), service=running.name

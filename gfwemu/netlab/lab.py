@@ -260,6 +260,6 @@ def _await_report(report: Any, log_path: Path) -> None:
     said = json.loads(line)
     if said["ready"]:
         return
-    if said["exit_code"] == CapabilityError.exit_code:
+    if said["exit_code"] == CapabilityError.exit_code and not said["service"]:
         raise CapabilityError(said["message"])
     raise LabError(said["message"], exit_code=said["exit_code"], service=said["service"])

@@ -2,8 +2,10 @@
 
 from __future__ import annotations
 
+import json
 import subprocess
 from dataclasses import dataclass
+from pathlib import Path
 from typing import Any
 
 from gfwemu.netlab.attach import Attached
@@ -37,6 +39,15 @@ def read_queues(lab: Attached) -> list[Queue]:
     return queues
 
 
+def read_servers(directory: Path) -> dict[str, dict[str, Any]]:
+    """How the mini-internet's VPN, ssh and echo servers stand: name to `state` (up, limited, failed) and `detail`."""
+    try:
+        found = json.loads((directory / "status.json").read_text(encoding="utf-8"))["services"]
+    except (OSError, ValueError, KeyError):
+        return {}
+    return dict(found)
+
+
 def as_json(lab: Attached) -> dict[str, Any]:
     """The whole status as plain JSON values."""
     state = lab.state
@@ -47,6 +58,7 @@ def as_json(lab: Attached) -> dict[str, Any]:
         "labels": state["labels"],
         "nodes": state["nodes"],
         "services": state["services"],
+        "servers": read_servers(lab.directory),
         "queues": [
             {"node": queue.node, "number": queue.number, "waiting": queue.waiting, "lost": queue.lost}
             for queue in read_queues(lab)
