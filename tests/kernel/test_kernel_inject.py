@@ -77,7 +77,9 @@ def test_a_forged_reset_does_not_end_the_connection_for_conntrack(net: SmallNet)
     client.connect((SERVER4, 80))
     accepted, _ = listener.accept()
     tcp = FiveTuple(6, address_bytes(CLIENT4), 40000, address_bytes(SERVER4), 80)
-    assert Injector().send(build_tcp(tcp, seq=1, ack=0, flags=4))
+    (following,) = struct.unpack("!I", daemon.packets()[0][1][24:28])
+    # The right sequence number, which conntrack would believe, and a wrong checksum, for which the server does not.
+    assert Injector().send(build_tcp(tcp, seq=following + 1 & 0xFFFFFFFF, ack=0, flags=4, checksum=0xBAD))
     accepted.sendall(b"still here")
     assert client.recv(100) == b"still here"
     assert "ESTABLISHED" in run("conntrack -L -p tcp 2>/dev/null")
