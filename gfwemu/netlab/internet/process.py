@@ -53,26 +53,27 @@ def bind(address: str, port: int, kind: socket.SocketKind) -> socket.socket:
 
 
 def run_until_stopped(serve: Callable[[], Awaitable[Iterable[Callable[[], None]]]]) -> int:
-    """Run `serve`, which starts everything and returns what to call at the end; return at SIGTERM or SIGINT.
+    """Run `serve`, which starts everything and returns what to call at the end, until SIGTERM or SIGINT.
 
-    A `GfwemuError` becomes one line on stderr and its exit code.
+    Does not return then: the process ends with status 0. A `GfwemuError` becomes one line on stderr and its exit code.
     """
 
-    async def main() -> int:
+    async def main() -> None:
         stopped = asyncio.Event()
         loop = asyncio.get_running_loop()
         for number in (signal.SIGTERM, signal.SIGINT):
             loop.add_signal_handler(number, stopped.set)
         closers = await serve()
         await stopped.wait()
-        # Connections are cut, not wound up: what they say about that is of no interest.
-        loop.set_exception_handler(lambda _loop, _context: None)
         for close in closers:
             close()
-        return 0
+        sys.stderr.flush()
+        # Connections are cut, not wound up: unwinding thousands of tasks takes long and says things nobody asked for.
+        os._exit(0)
 
     try:
-        return asyncio.run(main())
+        asyncio.run(main())
     except GfwemuError as error:
         print(f"gfwemu: {error}", file=sys.stderr)
         return error.exit_code
+    return 0
