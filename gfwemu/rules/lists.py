@@ -195,7 +195,7 @@ def _from_mmdb(path: Path, entry: ListEntry, node: Mapping, source: str, found: 
             return NetworkSet(source, _mmdb_networks(database, countries))
     except OSError as error:
         found.add(_at(node, "file"), f"cannot read the list file '{entry.file}': {_reason(error)}")
-    except (ValueError, KeyError, maxminddb.InvalidDatabaseError):
+    except Exception:  # on garbage the reader raises whatever its own reading runs into, RecursionError included
         found.add(_at(node, "file"), f"'{entry.file}' is not a MaxMind database")
     return None
 

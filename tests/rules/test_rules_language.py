@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import time
 from pathlib import Path
 
 import pytest
@@ -332,3 +333,15 @@ def test_drop_takes_its_parameters(tmp_path: Path) -> None:
         tmp_path, "{tls.sni: a.example}", extra="    with: {direction: to_server, trigger: false, after: 1s}\n"
     ).rules
     assert rule.action == Drop(direction="to_server", trigger=False, after=Varied.constant(1.0))
+
+
+def test_thousands_of_rules_are_checked_in_reasonable_time(tmp_path: Path) -> None:
+    count = 1500
+    lines = [
+        f"- {{name: r{n}, match: {{tls.sni: n{n}.example, port.server: 443}}, action: drop}}" for n in range(count)
+    ]
+    lines.append("- {name: last, match: {tls.sni: www.n700.example, port.server: 443}, action: drop}")
+    start = time.perf_counter()
+    (found,) = problems_of(tmp_path, "version: 1\nrules:\n" + "\n".join(lines))
+    assert time.perf_counter() - start < 20
+    assert found.startswith(f"{count + 3} rule 'last' can never fire: 'r700' at")

@@ -4,15 +4,24 @@ from __future__ import annotations
 
 import ipaddress
 import string
+from collections.abc import Iterator
+from pathlib import Path
 from typing import Any
 
+import yaml
 from hypothesis import given
 from hypothesis import strategies as st
 
+from gfwemu.errors import Problem
+from gfwemu.rules.conditions import Names
 from gfwemu.rules.domains import DomainBuilder
+from gfwemu.rules.draft import Draft, read_drafts
+from gfwemu.rules.files import SourceFile
 from gfwemu.rules.matchers import Numbers, parse_interval
 from gfwemu.rules.networks import NetworkSet, network_text, parse_network
 from gfwemu.rules.patterns import Keywords
+from gfwemu.rules.shadow import _covers, shadowing
+from gfwemu.rules.tree import Mapping, parse_tree
 
 LABELS = st.sampled_from(["a", "b", "aa", "ab", "x-1", "com"])
 NAMES = st.lists(LABELS, min_size=1, max_size=4).map(".".join)
@@ -134,3 +143,46 @@ def test_covering_numbers_match_all_that_the_others_do(wide: list[str], narrow: 
     one, other = (Numbers(tuple(parse_interval(text) for text in texts)) for texts in (wide, narrow))
     if one.covers(other):
         assert all(one.match(n) is not None for n in range(60) if other.match(n) is not None)
+
+
+MATCHES = st.fixed_dictionaries(
+    {},
+    optional={
+        "tls.sni": st.lists(ENTRIES, min_size=1, max_size=3),
+        "port.server": st.lists(st.sampled_from(["1", "2", "1-3", ">=2"]), min_size=1, max_size=2),
+        "ip.server": st.lists(
+            st.sampled_from(["10.0.0.0/8", "10.1.0.0/16", "10.1.2.3", "::/0"]), min_size=1, max_size=2
+        ),
+        "transport": st.sampled_from(["tcp", "udp", ["tcp", "udp"], {"not": "udp"}]),
+        "tcp.flags": st.sampled_from(["S", {"prefix": "S"}, ["S", "SA"]]),
+    },
+)
+
+
+@given(st.lists(MATCHES, min_size=2, max_size=5))
+def test_the_index_of_rules_finds_what_comparing_all_pairs_finds(matches: list[dict[str, Any]]) -> None:
+    drafts = [draft_of(index, match) for index, match in enumerate(matches)]
+    if all(drafts):
+        found = {problem.message.split("'")[1] for problem in shadowing(drafts)}  # type: ignore[arg-type]
+        assert found == set(naive_shadowing(drafts))  # type: ignore[arg-type]
+
+
+def draft_of(index: int, match: dict[str, Any]) -> Draft | None:
+    """A rule that drops; None where its match is impossible for other reasons."""
+    text = yaml.safe_dump({"rules": [{"name": f"r{index}", "match": match, "action": "drop"}]})
+    tree, _ = parse_tree(text.encode(), f"{index}.yaml")
+    assert isinstance(tree, Mapping)
+    problems: list[Problem] = []
+    source = SourceFile(Path("x"), "x", tree, None)
+    drafts = read_drafts(source, Names({}, frozenset(), frozenset(), Path()), problems)
+    return drafts[0] if not problems else None
+
+
+def naive_shadowing(drafts: list[Draft]) -> Iterator[str]:
+    seen: list[Draft] = []
+    for draft in drafts:
+        (later,) = draft.alternatives
+        if any(_covers((one, one.alternatives[0]), (draft, later)) for one in seen):
+            yield draft.name
+        else:
+            seen.append(draft)

@@ -7,6 +7,8 @@ import time
 from pathlib import Path
 
 import pytest
+from hypothesis import HealthCheck, given, settings
+from hypothesis import strategies as st
 from mmdb_writer import mmdb
 from rule_files import load_text, matched, problems_of
 
@@ -142,6 +144,18 @@ def test_a_country_that_the_database_does_not_know_makes_an_empty_list(tmp_path:
     (tmp_path / "geo.mmdb").write_bytes(mmdb({"198.51.100.0/24": "RU"}))
     text = rules_of("geo.mmdb", "mmdb", field="ip.server", extra=", country: [XX]")
     assert problems_of(tmp_path, text) == ["6 the list '@names' is empty; fill it or take the rule out"]
+
+
+@settings(max_examples=60, suppress_health_check=[HealthCheck.function_scoped_fixture])
+@given(st.lists(st.tuples(st.integers(0, 400), st.integers(0, 255)), min_size=1, max_size=6), st.integers(0, 600))
+def test_a_damaged_database_gives_no_traceback(tmp_path: Path, flips: list[tuple[int, int]], end: int) -> None:
+    data = bytearray(mmdb({"198.51.100.0/24": "RU", "192.0.2.0/24": "US"}))
+    for at, byte in flips:
+        data[at % len(data)] = byte
+    (tmp_path / "geo.mmdb").write_bytes(data[: max(end, 100)])
+    text = rules_of("geo.mmdb", "mmdb", field="ip.server", extra=", country: [RU]")
+    for problem in problems_of(tmp_path, text):
+        assert "is not a MaxMind database" in problem or "is empty" in problem
 
 
 def test_texts_under_operators(tmp_path: Path) -> None:
