@@ -251,7 +251,14 @@ def test_tshark_reads_the_same_in_random_hellos(tmp_path: Path) -> None:
             facts["tls.ja3"],
             str(facts["tls.hello_length"] - 4),  # type: ignore[operator]
         ]
-        assert row == [*ours, *([facts["tls.ja4"]] if with_ja4 else [])]
+        if with_ja4:
+            # Before its issue 20066 was mended, Wireshark hashed an empty list of extensions.
+            ours.append(str(facts["tls.ja4"]))
+            row[-1] = row[-1].replace(HASH_OF_NOTHING, "000000000000")
+        assert row == ours
+
+
+HASH_OF_NOTHING = hashlib.sha256(b"").hexdigest()[:12]
 
 
 def has_ja4() -> bool:
