@@ -27,7 +27,7 @@ from gfwemu.kernel.host import check_forwarding, check_interfaces
 from gfwemu.kernel.inject import Injector
 from gfwemu.kernel.nft import Nft, NftError
 from gfwemu.kernel.queue import PacketQueue
-from gfwemu.kernel.ruleset import Ends
+from gfwemu.kernel.ruleset import Ends, Lifetimes
 from gfwemu.kernel.table import DEFAULT_QUEUE, RuleCounter, Table
 from gfwemu.model import Side, Verdict
 from gfwemu.rules.compiled import RuleSet
@@ -83,6 +83,7 @@ class DaemonOptions:
     outside: str
     queue: int = DEFAULT_QUEUE
     kernel_decides: bool = True
+    time_scale: float = 1.0
     pid_file: Path | None = None
     ready_fd: int | None = None
 
@@ -153,13 +154,17 @@ class Daemon:
             )
             # Only after the queue is bound: then no other daemon can be using the table.
             self._table.remove_leftovers()
-            self._table.install(plan)
+            self._table.install(plan, self._lifetimes(self._rules))
         except (NftError, OSError) as error:
             raise CapabilityError(f"The kernel refuses gfwemu's table ({error}).", "Ask `gfwemu doctor`.") from None
 
     def _plan(self, rules: RuleSet) -> KernelPlan:
         plan = self._parts.plan(rules)
         return plan if self._options.kernel_decides else replace(plan, rules=(), offload=False)
+
+    def _lifetimes(self, rules: RuleSet) -> Lifetimes:
+        flows, scale = rules.options.flows, self._options.time_scale
+        return Lifetimes(flows.tcp_established / scale, flows.udp / scale, flows.other / scale, flows.limit)
 
     def _tell_ready(self) -> None:
         options, rules = self._options, self._rules
@@ -382,7 +387,7 @@ class Daemon:
                 raise loaded
             plan = self._plan(loaded)
             self._output(self._outputs.kernel_rules, now, self._table.counters(), self._rules)
-            self._table.replace(plan)
+            self._table.replace(plan, self._lifetimes(loaded))
         except (GfwemuError, OSError) as error:
             self._say(f"the rules were not reloaded, the old ones stay in force:\n{error}")
         else:

@@ -83,6 +83,7 @@ def daemon(
         outside=outside,
         queue=queue_num,
         kernel_decides=offload,
+        time_scale=time_scale,
         pid_file=pid_file,
         ready_fd=ready_fd,
     )

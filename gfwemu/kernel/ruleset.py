@@ -35,7 +35,7 @@ _ICMP_CODES = {
     "admin_prohibited": "admin-prohibited",
 }
 _KEYS = ((2, ""), (3, " . inet_proto . inet_service"), (4, " . inet_proto . inet_service . inet_service"))
-_CHAINS = ("to_queue", "watched", "by_mark", "settle", "to_server", "to_client")
+_CHAINS = ("to_queue", "watched", "by_mark", "alive", "settle", "to_server", "to_client")
 _KEEP_PACKET = 0xFFFFFFFF & ~PACKET_BITS
 _KEEP_CONNECTION = 0xFFFFFFFF & ~CONNECTION_BITS
 
@@ -58,6 +58,19 @@ class AddressSet:
     networks: tuple[str, ...]
 
 
+@dataclass(frozen=True, slots=True)
+class Lifetimes:
+    """How long the kernel answers for an idle flow, in real seconds: as long as the engine would remember it.
+
+    limit: flows that the kernel answers for, at most; the others stay queued.
+    """
+
+    tcp: float = 480.0
+    udp: float = 60.0
+    other: float = 30.0
+    limit: int = 100_000
+
+
 def watch_set(version: int, length: int) -> str:
     """The name of the set for keys of that many parts (2: addresses, 3: and server port, 4: and client port)."""
     return f"watch{length}_v{version}"
@@ -68,7 +81,7 @@ def counter_name(number: int, generation: int) -> str:
     return f"rule{number}_g{generation}"
 
 
-def frame_text(table: str, ends: Ends) -> str:
+def frame_text(table: str, ends: Ends, limit: int) -> str:
     """What stays the same from one reload to the next: base chains, empty chains, watch sets."""
     inside, outside = f'"{ends.inside}"', f'"{ends.outside}"'
     lines = [f"table inet {table} {{"]
@@ -77,6 +90,7 @@ def frame_text(table: str, ends: Ends) -> str:
             lines.append(
                 f"set {watch_set(version, length)} {{ type {kind} . {kind}{more}; flags timeout; size {WATCH_LIMIT}; }}"
             )
+    lines.append(f"set offloaded {{ typeof ct id; flags dynamic,timeout; size {limit}; }}")
     lines += [f"chain {name} {{ }}" for name in (*_CHAINS, "fragments")]
     for name, priority, targets in (("forward", -160, ("to_server", "to_client")), ("decided", -140, ("settle",) * 2)):
         lines += [
@@ -115,7 +129,7 @@ def address_sets(plan: KernelPlan, generation: int) -> Iterator[AddressSet]:
         yield from _sets(rule, counter_name(number, generation))
 
 
-def content_text(table: str, plan: KernelPlan, generation: int, old: tuple[str, ...] = ()) -> str:
+def content_text(table: str, plan: KernelPlan, generation: int, lifetimes: Lifetimes, old: tuple[str, ...] = ()) -> str:
     """What a reload replaces, as one transaction, after `objects_text`. `old`: what `object_names` said of the old."""
     lines = [f"flush chain inet {table} {name}" for name in (*_CHAINS, "fragments")]
     lines += [f"delete {name}" for name in old]
@@ -123,7 +137,8 @@ def content_text(table: str, plan: KernelPlan, generation: int, old: tuple[str, 
     lines += ["chain to_queue {", f"meta mark set meta mark & {_KEEP_PACKET:#x} | {QUEUED:#x}", "jump hop", "}"]
     lines += ["chain watched {", *_watched(), "}"]
     lines += ["chain by_mark {", *_by_mark(plan, generation), "}"]
-    lines += ["chain settle {", *_settle(generation), "}"]
+    lines += ["chain alive {", *_refreshed(lifetimes), f"ct mark & {OFFLOAD_DROP:#x} != 0 drop", "accept", "}"]
+    lines += ["chain settle {", *_settle(generation, lifetimes), "}"]
     for chain, to_server in (("to_server", True), ("to_client", False)):
         lines.append(f"chain {chain} {{")
         if plan.offload or plan.rules:
@@ -227,15 +242,21 @@ def _by_mark(plan: KernelPlan, generation: int) -> Iterator[str]:
         # An ICMP error carries the mark of the flow it is about, but is none of its packets; a SYN may begin anew.
         yield "ct state related goto to_queue"
         yield "tcp flags & (fin | syn | rst | ack) == syn goto to_queue"
-        yield (
-            f"ct mark & {CONNECTION_BITS:#x} vmap {{ "
-            f"{connection_mark(OFFLOAD_ACCEPT, generation):#x} : accept, "
-            f"{connection_mark(OFFLOAD_DROP, generation):#x} : drop }}"
-        )
+        marks = ", ".join(f"{connection_mark(offload, generation):#x}" for offload in (OFFLOAD_ACCEPT, OFFLOAD_DROP))
+        yield f"ct mark & {CONNECTION_BITS:#x} {{ {marks} }} ct id @offloaded goto alive"
     yield "goto to_queue"
 
 
-def _settle(generation: int) -> Iterator[str]:
+def _refreshed(lifetimes: Lifetimes) -> Iterator[str]:
+    for match, seconds in (
+        ("meta l4proto tcp", lifetimes.tcp),
+        ("meta l4proto udp", lifetimes.udp),
+        ("meta l4proto != { tcp, udp }", lifetimes.other),
+    ):
+        yield f"{match} update @offloaded {{ ct id timeout {max(1, round(seconds * 1000))}ms }}"
+
+
+def _settle(generation: int, lifetimes: Lifetimes) -> Iterator[str]:
     """The last verdict for a flow says whether the kernel answers for it."""
     yield f"meta mark & {QUEUED:#x} == 0 accept"
     for offload in (OFFLOAD_ACCEPT, OFFLOAD_DROP):
@@ -247,5 +268,7 @@ def _settle(generation: int) -> Iterator[str]:
         f"meta mark & {OFFLOAD:#x} == 0 ct mark & {CONNECTION_BITS:#x} != 0 ct state != related "
         f"ct mark set ct mark & {_KEEP_CONNECTION:#x}"
     )
+    for line in _refreshed(lifetimes):
+        yield f"meta mark & {OFFLOAD:#x} != 0 ct state != related {line}"
     yield f"meta mark & {OFFLOAD_DROP:#x} != 0 drop"
     yield f"meta mark set meta mark & {_KEEP_PACKET:#x}"

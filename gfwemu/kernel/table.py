@@ -31,6 +31,7 @@ from gfwemu.kernel.nft import Nft, NftError
 from gfwemu.kernel.queue import bound_queues
 from gfwemu.kernel.ruleset import (
     Ends,
+    Lifetimes,
     address_sets,
     content_text,
     counter_name,
@@ -54,6 +55,7 @@ _OBJECT_TABLE, _OBJECT_NAME, _OBJECT_TYPE, _OBJECT_DATA = 1, 2, 3, 4
 _COUNTER = 1
 _COUNTER_BYTES, _COUNTER_PACKETS = 1, 2
 _LONGEST_WATCH = 7 * 86_400.0
+_LIFETIMES = Lifetimes()
 
 
 @dataclass(frozen=True, slots=True)
@@ -102,20 +104,21 @@ class Table:
                 self._nft.run(f"delete table inet {name}")
         self._clear_marks()
 
-    def install(self, plan: KernelPlan) -> None:
+    def install(self, plan: KernelPlan, lifetimes: Lifetimes = _LIFETIMES) -> None:
         """The base chains come last, in one transaction with the rules: no packet sees half a table."""
         generation = next_generation(0)
         self._nft.run(f"add table inet {self.name}; add chain inet {self.name} hop")
         try:
             self._set_hop(plan.fail_open)
             self._make_objects(plan, generation)
-            self._nft.run(frame_text(self.name, self._ends) + content_text(self.name, plan, generation))
+            frame = frame_text(self.name, self._ends, lifetimes.limit)
+            self._nft.run(frame + content_text(self.name, plan, generation, lifetimes))
         except BaseException:
             self.remove()
             raise
         self._plan, self._generation = plan, generation
 
-    def replace(self, plan: KernelPlan) -> None:
+    def replace(self, plan: KernelPlan, lifetimes: Lifetimes = _LIFETIMES) -> None:
         """Puts another plan in force, at once. Flows decided under the old one are queued again.
 
         Where the kernel refuses anything, the old plan stays in force.
@@ -127,7 +130,7 @@ class Table:
             self._clear_marks()
         try:
             self._make_objects(plan, generation)
-            self._nft.run(content_text(self.name, plan, generation, old))
+            self._nft.run(content_text(self.name, plan, generation, lifetimes, old))
         except (GfwemuError, OSError):
             self._discard(object_names(self.name, plan, generation))
             raise

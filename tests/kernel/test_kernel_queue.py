@@ -5,6 +5,7 @@ from __future__ import annotations
 import signal
 import socket
 import struct
+import time
 from collections.abc import Callable
 
 import pytest
@@ -134,6 +135,23 @@ def test_a_flow_offloaded_to_drop_is_silent_in_both_directions(net: SmallNet) ->
 
 
 @in_namespaces
+def test_the_kernel_forgets_an_idle_flow_as_early_as_the_engine_does_and_no_busy_one(net: SmallNet) -> None:
+    lifetime = 0.6
+    daemon = StubDaemon(offload_accept, time_scale=RuleSet(()).options.flows.udp / lifetime)
+    client, server = _exchange(net)
+    end = time.monotonic() + 2 * lifetime
+    while time.monotonic() < end:
+        client.send(b"busy")
+        server.recv(100)
+    assert len(daemon.packets()) == 1
+    wait_until(lambda: "expires" not in run("nft list set inet gfwemu offloaded"), "the end of the flow's lifetime")
+    client.send(b"again")
+    server.recv(100)
+    assert len(daemon.packets()) == 2
+    daemon.stop()
+
+
+@in_namespaces
 def test_a_syn_of_an_offloaded_connection_is_queued(net: SmallNet) -> None:
     daemon = StubDaemon(offload_accept)
     listener, client = net.listen(), net.tcp()
@@ -246,10 +264,10 @@ def test_a_watch_of_other_endpoints_changes_nothing(net: SmallNet) -> None:
     ]
     daemon = StubDaemon(lambda event: [*offload_accept(event), *others])
     client, server = _exchange(net)
+    wait_until(lambda: "198.51.100.11 timeout" in run("nft list set inet gfwemu watch2_v4"), "the last watch")
     client.send(b"again")
     server.recv(100)
     assert len(daemon.packets()) == 1
-    assert "198.51.100.11 timeout" in run("nft list set inet gfwemu watch2_v4")
     daemon.stop()
 
 

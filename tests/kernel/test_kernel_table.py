@@ -17,7 +17,7 @@ from stub_daemon import StubDaemon, accept, offload_accept
 from gfwemu.kernel.intervals import ranges
 from gfwemu.kernel.marks import CONNECTION_BITS, GENERATIONS, PACKET_BITS, next_generation
 from gfwemu.kernel.nft import Nft, NftError
-from gfwemu.kernel.ruleset import WATCH_LIMIT, Ends, _merged, content_text
+from gfwemu.kernel.ruleset import WATCH_LIMIT, Ends, Lifetimes, _merged, content_text
 from gfwemu.kernel.table import Table, table_name
 from gfwemu.model import address_bytes
 from gfwemu.rules.plan import KernelPlan, KernelRule
@@ -300,6 +300,6 @@ def test_ranges_hold_the_addresses_of_their_networks(pairs: list[tuple[int, int]
 
 
 def test_a_rule_on_one_family_only_says_nothing_about_the_other() -> None:
-    text = content_text("gfwemu", _rule("drop", servers=("192.0.2.0/24",)), 1)
+    text = content_text("gfwemu", _rule("drop", servers=("192.0.2.0/24",)), 1, Lifetimes())
     assert "ip daddr @rule0_g1_servers4" in text
     assert "ip6 daddr @rule0" not in text
