@@ -11,13 +11,46 @@ import pytest
 sys.path.insert(0, str(Path(__file__).parent))
 
 from live_kit import HERE, TOPOLOGY, Client
+from live_nodes import Node
+from live_tcp import Wire
 
 from gfwemu.netlab.lab import Lab
 from gfwemu.netlab.topology import load_topology
 
 
 @pytest.fixture(scope="module")
-def client() -> Iterator[Client]:
-    """A client behind the censor of features.yaml."""
-    with Lab(load_topology(str(TOPOLOGY)), rules=[HERE / "features.yaml"]) as lab:
-        yield Client(lab)
+def client(request: pytest.FixtureRequest, tmp_path_factory: pytest.TempPathFactory) -> Iterator[Client]:
+    """A client behind the module's censor: its `RULES` (YAML), else features.yaml; `LAB`: options of the lab."""
+    rules = HERE / "features.yaml"
+    directory = tmp_path_factory.mktemp("rules")
+    if text := getattr(request.module, "RULES", None):
+        rules = directory / "rules.yaml"
+        rules.write_text(text)
+    with Lab(load_topology(str(TOPOLOGY)), rules=[rules], **getattr(request.module, "LAB", {})) as lab:
+        yield Client(lab, directory)
+
+
+@pytest.fixture(scope="module")
+def client_node(client: Client) -> Iterator[Node]:
+    with Node(client.lab, "client") as node:
+        yield node
+
+
+@pytest.fixture(scope="module")
+def internet_node(client: Client) -> Iterator[Node]:
+    with Node(client.lab, "internet") as node:
+        yield node
+
+
+@pytest.fixture(scope="module")
+def wire(client: Client) -> Iterator[Wire]:
+    with Node(client.lab, "client") as node, Node(client.lab, "access") as access:
+        yield Wire(node, access)
+
+
+@pytest.fixture(autouse=True)
+def _sockets_end_with_their_test(request: pytest.FixtureRequest) -> Iterator[None]:
+    yield
+    for name in ("client_node", "internet_node"):
+        if name in request.fixturenames:
+            request.getfixturevalue(name).close_sockets()

@@ -33,8 +33,18 @@ class Curl:
 class Client:
     """Programs on the client node."""
 
-    def __init__(self, lab: Lab) -> None:
+    def __init__(self, lab: Lab, directory: Path) -> None:
         self.lab = lab
+        self.directory = directory
+        self._loaded = ""
+
+    def load(self, rules: str) -> None:
+        """Puts these rules in force, unless they are already."""
+        if rules != self._loaded:
+            path = self.directory / "loaded.yaml"
+            path.write_text(rules)
+            self.lab.reload([path])
+            self._loaded = rules
 
     def run(
         self, *argv: str, timeout: float = PATIENCE, input: bytes | None = None
