@@ -7,6 +7,7 @@ Paths of a site that behaves normally (every other path answers like `/`):
     /headers          JSON: the request's headers
     /bytes/N          N bytes
     /slow/N           N bytes, one each 200 ms
+    /freeze/N         N bytes of a longer answer, then silence
     /upload           reads the body, answers its length
     /status/N         status N
     /redirect/N       N redirects, then /
@@ -107,6 +108,13 @@ async def slow(request: Request) -> None:
         await asyncio.sleep(SLOW_INTERVAL)
         await request.body(b".", more=True)
     await request.body(b"", more=False)
+
+
+async def freeze(request: Request) -> None:
+    count = request.number(SLOW_BYTES)
+    await request.start(200, "application/octet-stream", {}, count + 1)
+    await request.body(bytes(count), more=True)
+    await request.gone()
 
 
 async def upload(request: Request) -> None:
@@ -211,6 +219,7 @@ PATHS: dict[str, Handler] = {
     "headers": headers,
     "bytes": send_bytes,
     "slow": slow,
+    "freeze": freeze,
     "upload": upload,
     "status": status,
     "redirect": redirect,

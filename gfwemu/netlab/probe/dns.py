@@ -11,7 +11,7 @@ from typing import Any, cast
 
 from dnslib import QTYPE, RCODE, DNSError, DNSRecord
 
-from gfwemu.netlab.probe.outcome import Options, Result, connect, split_target
+from gfwemu.netlab.probe.outcome import Options, Result, connect, http_head, split_target
 
 PORTS = {"udp": 53, "tcp": 53, "dot": 853, "doh": 443}
 RESOLV_CONF = Path("/etc/resolv.conf")
@@ -94,8 +94,7 @@ async def _ask_doh(query: bytes, address: str, port: int, options: Options, resu
         f"Content-Length: {len(query)}\r\nConnection: close\r\n\r\n"
     )
     writer.write(head.encode() + query)
-    answer = await reader.readuntil(b"\r\n\r\n")
-    result.status = int(answer.split(b" ", 2)[1])
+    result.read_head(await http_head(reader))
     body = await reader.read(-1)
     if result.status != 200:
         raise OSError(f"the resolver answered status {result.status}")

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import asyncio
 import os
+import re
 import socket
 import ssl
 import time
@@ -84,12 +85,21 @@ class Result:
     def as_json(self) -> dict[str, object]:
         return {key: value for key, value in asdict(self).items() if not key.startswith("_")}
 
+    def read_head(self, head: bytes) -> None:
+        """Take the head of an HTTP/1 answer. Raises `ValueError` for what is none."""
+        match = re.match(rb"HTTP/1\.[01] (\d{3})", head)
+        if match is None:
+            raise ValueError("the answer is not HTTP/1")
+        self.status = int(match[1])
+
     def end(self, outcome: str, detail: str = "") -> None:
         self.outcome, self.detail = outcome, detail
 
 
 def split_target(target: str, port: int) -> tuple[str, int]:
-    """`name`, `name:port`, `[v6]:port` or a bare IPv6 address."""
+    """`name`, `name:port`, `[v6]:port` or a bare IPv6 address. Raises `ValueError` for anything else."""
+    if "/" in target:
+        raise ValueError(f"{target} is no NAME:PORT")
     try:
         return str(ip_address(target)), port
     except ValueError:
@@ -98,7 +108,9 @@ def split_target(target: str, port: int) -> tuple[str, int]:
 
 
 def endpoint(options: Options, name: str, port: int, kind: socket.SocketKind) -> tuple[socket.AddressFamily, str]:
-    """The address to talk to. Raises `socket.gaierror` when the name has none."""
+    """The address to talk to. Raises `socket.gaierror` when the name has none, `ValueError` when there is no name."""
+    if not (options.address or name):
+        raise ValueError("the target has no name")
     found = socket.getaddrinfo(options.address or name, port, type=kind)
     return found[0][0], str(found[0][4][0])
 
@@ -111,6 +123,16 @@ def trust(options: Options) -> ssl.SSLContext:
     if options.alpn:
         context.set_alpn_protocols(list(options.alpn))
     return context
+
+
+async def http_head(reader: asyncio.StreamReader) -> bytes:
+    """The head of an HTTP/1 answer; empty when the server closes before it is complete."""
+    try:
+        return await reader.readuntil(b"\r\n\r\n")
+    except asyncio.IncompleteReadError:
+        return b""
+    except asyncio.LimitOverrunError:
+        raise ValueError("the head of the answer is too long") from None
 
 
 async def connect(

@@ -42,7 +42,8 @@ async def probe(kind: str, options: Options) -> Result:
         result.end("refused")
     except (ConnectionResetError, BrokenPipeError, ssl.SSLEOFError):
         result.end("reset")
-    except (OSError, asyncio.IncompleteReadError) as error:
+    except (OSError, ValueError, asyncio.IncompleteReadError) as error:
+        # ValueError: a target that no library takes for a name or URL.
         result.end("failed", str(error))
     result.seconds = result.elapsed()
     return result

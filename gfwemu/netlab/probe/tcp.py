@@ -2,11 +2,10 @@
 
 from __future__ import annotations
 
-import asyncio
 import time
 from urllib.parse import urlsplit
 
-from gfwemu.netlab.probe.outcome import Options, Result, connect, judge_page, split_target
+from gfwemu.netlab.probe.outcome import Options, Result, connect, http_head, judge_page, split_target
 
 
 async def probe_tcp(options: Options, result: Result) -> None:
@@ -31,12 +30,11 @@ async def probe_http(options: Options, result: Result) -> None:
     writer.write(
         f"GET {path} HTTP/1.1\r\nHost: {url.netloc}\r\nUser-Agent: gfwemu-probe\r\nConnection: close\r\n\r\n".encode()
     )
-    try:
-        head = await reader.readuntil(b"\r\n\r\n")
-    except asyncio.IncompleteReadError:
+    head = await http_head(reader)
+    if not head:
         result.end("failed", "the server closed the connection without an answer")
         return
-    result.status = int(head.split(b" ", 2)[1])
+    result.read_head(head)
     result.protocol = result.protocol or "http/1.1"
     lengths = [line.partition(b":")[2] for line in head.lower().split(b"\r\n") if line.startswith(b"content-length:")]
     expected = int(lengths[0]) if lengths else None
