@@ -14,6 +14,7 @@ from pathlib import Path
 from typing import Any
 
 DEADLINE = 30.0
+KINDS = ("net", "mnt", "pid")
 PYTHON = [sys.executable, "-I", "-S"]
 # Whoever runs the tests, and an ordinary user: for root, that is user 1000 of a user namespace.
 USERS = {
@@ -94,16 +95,23 @@ def init_of(state: Mapping[str, Any]) -> int:
     return int(children[0])
 
 
-def namespaces_of(state: Mapping[str, Any]) -> set[str]:
-    pids = [node["pid"] for node in state["nodes"].values()]
-    return {str(Path(f"/proc/{pid}/ns/{kind}").readlink()) for pid in pids for kind in ("net", "mnt", "pid")}
+@contextlib.contextmanager
+def namespaces_of(state: Mapping[str, Any]) -> Iterator[set[str]]:
+    """The lab's namespaces, held open, so that no later one gets the number of one that has gone."""
+    paths = [Path(f"/proc/{node['pid']}/ns/{kind}") for node in state["nodes"].values() for kind in KINDS]
+    opened = [os.open(path, os.O_RDONLY | os.O_CLOEXEC) for path in paths]
+    try:
+        yield {str(path.readlink()) for path in paths}
+    finally:
+        for fd in opened:
+            os.close(fd)
 
 
 def inhabitants(namespaces: set[str]) -> list[int]:
     """The processes that live in one of the namespaces."""
     found = []
     for folder in Path("/proc").glob("[0-9]*"):
-        for kind in ("net", "mnt", "pid"):
+        for kind in KINDS:
             with contextlib.suppress(OSError):
                 if str((folder / "ns" / kind).readlink()) in namespaces:
                     found.append(int(folder.name))

@@ -225,10 +225,11 @@ def test_the_machine_sees_no_link_of_the_lab(bare: Lab) -> None:
 def test_close_leaves_nothing_and_may_come_twice() -> None:
     lab = Lab(load_topology("bare"))
     lab.start()
-    directory, namespaces = lab.directory, namespaces_of(lab.attached.state)
-    assert inhabitants(namespaces)
-    lab.close()
-    assert inhabitants(namespaces) == []
+    directory = lab.directory
+    with namespaces_of(lab.attached.state) as namespaces:
+        assert inhabitants(namespaces)
+        lab.close()
+        assert inhabitants(namespaces) == []
     assert not directory.exists()
     lab.close()
     assert lab.events() == []
@@ -239,7 +240,8 @@ def test_close_leaves_nothing_and_may_come_twice() -> None:
 def test_two_labs_side_by_side_do_not_meet(bare: Lab) -> None:
     with Lab(load_topology("bare")) as other:
         assert other.directory != bare.directory
-        assert not namespaces_of(other.attached.state) & namespaces_of(bare.attached.state)
+        with namespaces_of(other.attached.state) as theirs, namespaces_of(bare.attached.state) as ours:
+            assert not theirs & ours
         serve = f"import socket; s = socket.create_server(('{SERVER4}', 8001)); print('up', flush=True); s.accept()"
         with other.popen("internet", [*PYTHON, "-c", serve], stdout=subprocess.PIPE) as server:
             assert server.stdout

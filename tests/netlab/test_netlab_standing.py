@@ -37,7 +37,6 @@ def test_up_exec_status_down(runtime: Path) -> None:
     assert said.startswith("The lab 'default' is up: rules rules/sni-reset.yaml.")
     state = lab_state(runtime)
     assert state is not None
-    namespaces = namespaces_of(state)
 
     done = run_gfwemu(runtime, "lab", "exec", "client", "--", "sh", "-c", "cat; exit 6", data=b"in")
     assert (done.returncode, done.stdout) == (6, b"in")
@@ -49,8 +48,9 @@ def test_up_exec_status_down(runtime: Path) -> None:
     assert "daemon         running" in lab(runtime, "status")
 
     assert lab(runtime, "reload") == "The censor of the lab 'default' has read its rules again.\n"
-    assert lab(runtime, "down") == "The lab 'default' is down.\n"
-    assert inhabitants(namespaces) == []
+    with namespaces_of(state) as namespaces:
+        assert lab(runtime, "down") == "The lab 'default' is down.\n"
+        assert inhabitants(namespaces) == []
     assert own(runtime) == []
     assert lab(runtime, "down") == "There was no lab 'default'.\n"
 
@@ -103,9 +103,9 @@ def test_down_all_repairs_what_a_killed_lab_left(runtime: Path) -> None:
     lab(runtime, "up", "--topology", "bare")
     state = lab_state(runtime)
     assert state is not None
-    namespaces = namespaces_of(state)
-    os.kill(state["pid"], signal.SIGKILL)
-    until(lambda: not inhabitants(namespaces), "the end of every process of the lab")
+    with namespaces_of(state) as namespaces:
+        os.kill(state["pid"], signal.SIGKILL)
+        until(lambda: not inhabitants(namespaces), "the end of every process of the lab")
     assert own(runtime) != []
     assert run_gfwemu(runtime, "lab", "status").returncode == 2
     assert "lab-default" in "".join(own(runtime)) or own(runtime) == []
