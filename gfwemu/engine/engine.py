@@ -73,6 +73,7 @@ class Engine:
                 self._judge.load(event.rules)
                 self._flows.load(event.rules)
                 self._fragments.options = event.rules.options.fragments
+                self._await_expiry()
             case Stopping():
                 commands = self._stop(event.now)
         return self._wish_timer(commands)
@@ -111,9 +112,8 @@ class Engine:
         self._held[event.packet_id] = (None, "")
         commands: list[Command] = [Hold(event.packet_id, "fragment waits for its datagram")]
         if answer is None:
-            expiry = self._fragments.next_expiry()
-            if waiting == 0 and expiry is not None:
-                self._timers.set(expiry, self._expire_fragments)
+            if waiting == 0:
+                self._await_expiry()
             return commands + self._release(self._fragments.overflow(), Verdict.DROP, "too many fragments wait")
         if isinstance(answer, Refused):
             return commands + self._release(answer.packet_ids, Verdict.DROP, "fragments break the policy")
@@ -202,10 +202,13 @@ class Engine:
 
     def _expire_fragments(self, now: float) -> list[Command]:
         commands = self._release(self._fragments.expire(now), Verdict.DROP, "fragments waited too long")
+        self._await_expiry()
+        return commands
+
+    def _await_expiry(self) -> None:
         expiry = self._fragments.next_expiry()
         if expiry is not None:
             self._timers.set(expiry, self._expire_fragments)
-        return commands
 
     def _stop(self, now: float) -> list[Command]:
         """Nothing stays behind: held packets go, flows get their last record."""

@@ -178,3 +178,7 @@ class Sniffer:
 
 def packed(address: str) -> bytes:
     return ip_address(address).packed
+
+
+def packed(address: str) -> bytes:
+    return ip_address(address).packed
