@@ -21,7 +21,7 @@ from typing import Protocol
 from gfwemu.engine.commands import Command, Hold, Inject, Report, SetTimer, SetVerdict, Watch
 from gfwemu.engine.events import Event, PacketArrived, RulesReplaced, Stopping, TimerFired
 from gfwemu.engine.records import EngineFault
-from gfwemu.errors import CapabilityError, GfwemuError
+from gfwemu.errors import CapabilityError, GfwemuError, UsageError
 from gfwemu.kernel import systemd
 from gfwemu.kernel.host import check_forwarding, check_interfaces
 from gfwemu.kernel.inject import Injector
@@ -127,7 +127,7 @@ class Daemon:
         self._open_kernel()
         try:
             if options.pid_file is not None:
-                options.pid_file.write_text(f"{os.getpid()}\n")
+                self._write_pid(options.pid_file)
             for note in notes:
                 self._say(note)
             self._tell_ready()
@@ -158,6 +158,12 @@ class Daemon:
         except (NftError, OSError) as error:
             raise CapabilityError(f"The kernel refuses gfwemu's table ({error}).", "Ask `gfwemu doctor`.") from None
 
+    def _write_pid(self, path: Path) -> None:
+        try:
+            path.write_text(f"{os.getpid()}\n")
+        except OSError as error:
+            raise UsageError(f"--pid-file {path}: {error.strerror}.") from None
+
     def _plan(self, rules: RuleSet) -> KernelPlan:
         plan = self._parts.plan(rules)
         return plan if self._options.kernel_decides else replace(plan, rules=(), offload=False)
@@ -168,8 +174,7 @@ class Daemon:
 
     def _tell_ready(self) -> None:
         options, rules = self._options, self._rules
-        gc.collect()
-        gc.freeze()
+        _settle_garbage()
         self._say(
             f"ready: {len(rules.rules)} rules between {options.inside} (inside) and {options.outside} (outside), "
             f"queue {options.queue}, seed {rules.seed}"
@@ -181,10 +186,22 @@ class Daemon:
                 os.close(options.ready_fd)
 
     def _close(self) -> None:
-        """Nothing new is queued; then every packet that waits gets its verdict; then the table goes."""
+        """Nothing new is queued; then every packet that waits gets its verdict; then the table goes, come what may."""
         systemd.notify("STOPPING=1")
+        try:
+            self._drain()
+        finally:
+            self._say_if_failing(self._table.close)
+            self._queue.close()
+            self._injector.close()
+            self._output(self._outputs.close)
+            if self._options.pid_file is not None:
+                self._options.pid_file.unlink(missing_ok=True)
+        self._tell_losses()
+
+    def _drain(self) -> None:
         now = self._now()
-        with suppress(GfwemuError, OSError):
+        with suppress(OSError):
             self._output(self._outputs.kernel_rules, now, self._table.counters(), self._rules)
         self._say_if_failing(self._table.quiet)
         while self._queue.read(_BATCH):
@@ -193,13 +210,6 @@ class Daemon:
         for packet_id in self._queue.open_packets():
             self._apply_on_error(packet_id)
         self._output(self._outputs.heartbeat, now, self._engine.flow_count, self._queue.dropped(), (), self._rules)
-        self._say_if_failing(self._table.close)
-        self._queue.close()
-        self._injector.close()
-        self._output(self._outputs.close)
-        if self._options.pid_file is not None:
-            self._options.pid_file.unlink(missing_ok=True)
-        self._tell_losses()
 
     def _tell_losses(self) -> None:
         for what, count in (
@@ -396,9 +406,16 @@ class Daemon:
             self._perform(self._decide(RulesReplaced(loaded, now), None), now)
             self._output(self._outputs.reloaded, now)
             self._say(f"reloaded: {len(loaded.rules)} rules")
-            gc.freeze()
+            _settle_garbage()
         systemd.notify("READY=1", f"STATUS={len(self._rules.rules)} rules")
 
     def _say(self, text: str) -> None:
         with suppress(OSError):
             print(f"gfwemu: {text}", file=sys.stderr, flush=True)
+
+
+def _settle_garbage() -> None:
+    """Rules live long and are many: the collector need not look at them between packets."""
+    gc.unfreeze()
+    gc.collect()
+    gc.freeze()

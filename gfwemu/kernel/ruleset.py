@@ -35,7 +35,7 @@ _ICMP_CODES = {
     "admin_prohibited": "admin-prohibited",
 }
 _KEYS = ((2, ""), (3, " . inet_proto . inet_service"), (4, " . inet_proto . inet_service . inet_service"))
-_CHAINS = ("to_queue", "watched", "by_mark", "alive", "settle", "to_server", "to_client")
+_CHAINS = ("to_queue", "watched", "watched_v4", "watched_v6", "by_mark", "alive", "settle", "to_server", "to_client")
 _KEEP_PACKET = 0xFFFFFFFF & ~PACKET_BITS
 _KEEP_CONNECTION = 0xFFFFFFFF & ~CONNECTION_BITS
 
@@ -135,7 +135,9 @@ def content_text(table: str, plan: KernelPlan, generation: int, lifetimes: Lifet
     lines += [f"delete {name}" for name in old]
     lines.append(f"table inet {table} {{")
     lines += ["chain to_queue {", f"meta mark set meta mark & {_KEEP_PACKET:#x} | {QUEUED:#x}", "jump hop", "}"]
-    lines += ["chain watched {", *_watched(), "}"]
+    lines += ["chain watched {", "meta nfproto ipv4 goto watched_v4", "goto watched_v6", "}"]
+    for family, _, version in _FAMILIES:
+        lines += [f"chain watched_v{version} {{", *_watched(family, version), "}"]
     lines += ["chain by_mark {", *_by_mark(plan, generation), "}"]
     lines += ["chain alive {", *_refreshed(lifetimes), f"ct mark & {OFFLOAD_DROP:#x} != 0 drop", "accept", "}"]
     lines += ["chain settle {", *_settle(generation, lifetimes), "}"]
@@ -224,17 +226,16 @@ def _merged(ports: tuple[tuple[int, int], ...]) -> list[tuple[int, int]]:
     return merged
 
 
-def _watched() -> Iterator[str]:
-    for family, _, version in _FAMILIES:
-        for client, server, client_port, server_port in (
-            ("saddr", "daddr", "sport", "dport"),
-            ("daddr", "saddr", "dport", "sport"),
-        ):
-            key = f"{family} {client} . {family} {server}"
-            yield f"{key} @{watch_set(version, 2)} goto to_queue"
-            key += f" . meta l4proto . th {server_port}"
-            yield f"{key} @{watch_set(version, 3)} goto to_queue"
-            yield f"{key} . th {client_port} @{watch_set(version, 4)} goto to_queue"
+def _watched(family: str, version: int) -> Iterator[str]:
+    for client, server, client_port, server_port in (
+        ("saddr", "daddr", "sport", "dport"),
+        ("daddr", "saddr", "dport", "sport"),
+    ):
+        key = f"{family} {client} . {family} {server}"
+        yield f"{key} @{watch_set(version, 2)} goto to_queue"
+        key += f" . meta l4proto . th {server_port}"
+        yield f"{key} @{watch_set(version, 3)} goto to_queue"
+        yield f"{key} . th {client_port} @{watch_set(version, 4)} goto to_queue"
 
 
 def _by_mark(plan: KernelPlan, generation: int) -> Iterator[str]:

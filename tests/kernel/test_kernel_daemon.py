@@ -261,6 +261,7 @@ def test_the_command_says_what_is_wrong_before_it_touches_anything() -> None:
             2,
             "--outside nope: there is no such interface; there",
         ),
+        (("-c", rules, *both, "--pid-file", "/nonexistent/pid"), 2, "--pid-file /nonexistent/pid: No such file"),
         (("-c", "/nonexistent.yaml", *both), None, "/nonexistent.yaml"),
         (("-c", rules, *both, "--eve", "/nonexistent/eve.json"), 2, "/nonexistent/eve.json: No such file"),
     ):
