@@ -10,7 +10,11 @@ from gfwemu.rules.tree import shorten
 from gfwemu.rules.validate import suggestion
 
 _PACKAGE = Path(gfwemu.__file__).parent
-PROFILE_DIRECTORIES = (_PACKAGE.parent / "rules", _PACKAGE / "data" / "rules")
+_CHECKOUT = _PACKAGE.parent
+PROFILE_DIRECTORIES = (
+    *((_CHECKOUT / "rules",) if (_CHECKOUT / "pyproject.toml").is_file() else ()),
+    _PACKAGE / "data" / "rules",
+)
 """The checkout's, where this is one, and the packaged ones."""
 
 

@@ -60,8 +60,8 @@ class FileReader:
             self._problems.append(Problem(where, f"includes are nested deeper than {INCLUDE_DEPTH} files"))
             return None
         self._seen[real] = str(place) if place else "the command line"
-        if not path.is_file():
-            self._problems.append(Problem(where, f"there is no rule file '{shown}'"))
+        if not _is_file(path):
+            self._problems.append(Problem(where, f"there is no rule file '{shorten(shown, 200)}'"))
             return None
         tree, problems = read_tree(path, shown)
         self._problems.extend(problems)
@@ -105,6 +105,13 @@ class FileReader:
                 source.lists[key.text] = load_list(key.text, entry, value, directory, shown, self._problems)
             else:
                 source.lists[key.text] = LoadedList(key.text, value.place, "", used=True)
+
+
+def _is_file(path: Path) -> bool:
+    try:
+        return path.is_file()
+    except (OSError, ValueError):
+        return False
 
 
 def shown_path(path: Path) -> str:

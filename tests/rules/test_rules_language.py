@@ -309,10 +309,10 @@ rules:
 
 
 def test_a_directory_or_a_device_is_no_rule_file(tmp_path: Path) -> None:
-    for path in (tmp_path, Path("/dev/zero"), tmp_path / "none.yaml"):
+    for path in (tmp_path, Path("/dev/zero"), tmp_path / "none.yaml", Path("x" * 190), Path("x" * 5000)):
         with pytest.raises(RulesError) as caught:
             load_rules([path])
-        assert str(caught.value) == f"{path}: there is no rule file '{path}'"
+        assert f": there is no rule file '{str(path)[:180]}" in str(caught.value)
 
 
 def test_a_file_that_is_too_large_is_refused_unread(tmp_path: Path) -> None:
