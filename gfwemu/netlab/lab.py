@@ -2,14 +2,16 @@
 
 from __future__ import annotations
 
+import contextlib
 import json
 import os
 import pickle
 import select
+import signal
 import subprocess
 import sys
 import time
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import replace
 from pathlib import Path
 from types import TracebackType
@@ -114,7 +116,8 @@ class Lab:
     def start(self) -> None:
         """Build the lab and wait until all of it is ready."""
         try:
-            self._directory = rundir.new_directory(self.name)
+            with _undisturbed():
+                self._directory = rundir.new_directory(self.name)
         except FileExistsError:
             raise UsageError(
                 f"A lab named '{self.name}' is up already; end it with gfwemu lab down --name {self.name}."
@@ -144,8 +147,9 @@ class Lab:
         self.stop()
         if self._directory is not None:
             self._final_events = self.events()
-            rundir.remove(self._directory)
-            self._directory = None
+            with _undisturbed():
+                rundir.remove(self._directory)
+                self._directory = None
 
     def popen(self, node: str, argv: Sequence[str | os.PathLike[str]], **options: Any) -> subprocess.Popen[bytes]:
         """See `Attached.popen`."""
@@ -241,6 +245,16 @@ class Lab:
             with self._supervisor.stdin as stdin:
                 pickle.dump(blueprint, stdin)
             _await_report(report, log_path)
+
+
+@contextlib.contextmanager
+def _undisturbed() -> Iterator[None]:
+    """No signal handler of ours may raise in here: a directory would stay that nobody knows of."""
+    previous = signal.pthread_sigmask(signal.SIG_BLOCK, {signal.SIGTERM, signal.SIGHUP, signal.SIGINT})
+    try:
+        yield
+    finally:
+        signal.pthread_sigmask(signal.SIG_SETMASK, previous)
 
 
 def _absolute(path: str | os.PathLike[str]) -> Path:
