@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import re
 from collections.abc import Callable, Iterable
 from dataclasses import dataclass
 
@@ -17,13 +18,19 @@ UDP_LIMIT = 512
 OUR_UDP_LIMIT = 1232
 TCP_LIMIT = 65535
 HEADER_LENGTH = 12
+ECH = r"(?<= )ech="
 
 Owner = Site | Resolver
 
 
 def _https(owner: Owner) -> list[RD]:
     texts = owner.https_records if isinstance(owner, Site) else ()
-    return [record.rdata for text in texts for record in RR.fromZone(f". IN HTTPS {text}")]
+    return [_read_https(text) for text in texts]
+
+
+def _read_https(text: str) -> RD:
+    # dnslib calls parameter 5 by its name in a draft; RFC 9848 calls it "ech".
+    return RR.fromZone(f". IN HTTPS {re.sub(ECH, 'echconfig=', text)}")[0].rdata
 
 
 RECORDS: dict[int, Callable[[Owner], list[RD]]] = {
@@ -89,7 +96,7 @@ def check_https_records(sites: Iterable[Site]) -> None:
     for site in sites:
         for text in site.https_records:
             try:
-                RR.fromZone(f". IN HTTPS {text}")
+                _read_https(text)
             except Exception as error:  # dnslib raises whatever its reader met
                 raise UsageError(
                     f"the HTTPS record {text!r} of {', '.join(site.names)} cannot be read: {error}"

@@ -21,9 +21,9 @@ set -eu
 interface=${{1:-{interface}}}
 [ "${{2:-}}" = private ] || exec unshare -m -- sh {quoted} "$interface" private
 mount -t tmpfs tmpfs /var/run
-# wireguard-go would rather not run where the kernel has WireGuard; here the user's own process is the point.
-export WG_I_PREFER_BUGGY_USERSPACE_TO_POLISHED_KMOD=1
-setpriv --pdeathsig KILL wireguard-go -f "$interface" &
+# Also keeps wireguard-go from recommending the kernel instead of itself.
+export WG_PROCESS_FOREGROUND=1
+setpriv --pdeathsig KILL wireguard-go "$interface" &
 server=$!
 trap 'kill $server 2>/dev/null' EXIT
 trap 'exit 0' INT TERM

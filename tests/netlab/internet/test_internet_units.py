@@ -124,6 +124,15 @@ def test_an_unreadable_https_record_names_its_site() -> None:
         check_https_records([Site(names=("a.example",), https_records=("1 . nope=1",))])
 
 
+def test_an_https_record_may_carry_ech() -> None:
+    site = Site(names=("a.example",), https_records=("1 . alpn=h2 ech=AAEC",))
+    answerer = Answerer(Names.of(Plan(directory="lab", sites=(site,))))
+    answer = answerer.answer(bytes(DNSRecord.question("a.example", "HTTPS").pack()), udp=True)
+    assert answer is not None
+    # RFC 9460 section 2.2: parameter 5, three bytes.
+    assert b"\x00\x05\x00\x03\x00\x01\x02" in answer
+
+
 @pytest.mark.parametrize(
     ("field", "host"),
     [
