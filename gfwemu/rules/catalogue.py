@@ -33,8 +33,9 @@ def find_profile(name_or_path: str) -> Path:
         path = Path(name_or_path)
         if path.is_file():
             return path
-    except (OSError, ValueError):
-        raise UsageError(f"'{shorten(name_or_path)}' is neither a file nor a profile") from None
+    except (OSError, ValueError) as error:
+        reason = getattr(error, "strerror", None) or "not a path"
+        raise UsageError(f"'{shorten(name_or_path)}' is neither a file nor a profile: {reason}") from None
     known = profiles()
     if name_or_path in known:
         return known[name_or_path]

@@ -114,8 +114,7 @@ def _explain(detail: Any, model: type[BaseModel], root: Node, what: str) -> tupl
     if kind == "extra_forbidden":
         place = key.place if key else node.place
         parent = _model_at(model, detail["loc"][:-1])
-        known = [field.alias or name for name, field in parent.model_fields.items()] if parent else []
-        return place, unknown("key", str(detail["loc"][-1]), known)
+        return place, _unknown_key(str(detail["loc"][-1]), parent)
     if kind == "missing":
         named = node.get("name") if isinstance(node, Mapping) else None
         if isinstance(named, Scalar):
@@ -140,6 +139,16 @@ def _explain(detail: Any, model: type[BaseModel], root: Node, what: str) -> tupl
     if kind == "value_error":
         return node.place, f"{name}{context['error']}"
     return node.place, f"{name}{detail['msg']}"
+
+
+def _unknown_key(name: str, parent: type[BaseModel] | None) -> str:
+    fields = parent.model_fields if parent is not None else {}
+    known = [field.alias or key for key, field in fields.items()]
+    if not suggestion(name, known):
+        for key, field in fields.items():
+            if any(name in inner.model_fields for inner in _models_in(field.annotation)):
+                return f"unknown key '{shorten(name)}'; it belongs under '{field.alias or key}'"
+    return unknown("key", name, known)
 
 
 def _locate(root: Node, path: tuple[str | int, ...]) -> tuple[Node, str, Scalar | None, tuple[str | int, ...]]:
