@@ -76,8 +76,13 @@ class Client:
         return found.group(1).decode()
 
     def hits(self, rule: str) -> list[dict[str, Any]]:
-        """The events that name the rule so far."""
-        return [event for event in self.lab.events() if event.get("censor", {}).get("rule") == rule]
+        """The times that the rule fired so far."""
+        return self.events("rule", rule)
+
+    def events(self, kind: str, rule: str) -> list[dict[str, Any]]:
+        """The events of that kind (rule, residual, drop) that name the rule so far."""
+        wanted = {"kind": kind, "rule": rule}
+        return [event for event in self.lab.events() if wanted.items() <= event.get("censor", {}).items()]
 
     def wait_for_hit(self, rule: str) -> list[dict[str, Any]]:
         return wait_for(lambda: self.hits(rule))

@@ -178,7 +178,3 @@ class Sniffer:
 
 def packed(address: str) -> bytes:
     return ip_address(address).packed
-
-
-def packed(address: str) -> bytes:
-    return ip_address(address).packed
