@@ -1,9 +1,9 @@
 """The text of gfwemu's nftables table for a kernel plan. Pure: nothing here touches the kernel.
 
-The way of a forwarded packet: `forward` (priority -160) turns to `to_server` or `to_client` by its interfaces; there,
-watched endpoints go to the queue, kernel rules decide, the connection mark answers for decided flows, and the rest
-goes to the queue. After the verdict, `decided` (-140) keeps an offload in the connection mark and drops where the
-packet's mark says so.
+The way of a forwarded packet: `forward` (priority -160) turns to `between` by its interfaces; there, watched endpoints
+go to the queue, kernel rules decide, the connection mark answers for decided flows, and the rest goes to the queue. As
+in the engine, the client is who opened the flow; what connection tracking cannot say this of is queued. After the
+verdict, `decided` (-140) keeps an offload in the connection mark and drops where the packet's mark says so.
 """
 
 from __future__ import annotations
@@ -35,7 +35,18 @@ _ICMP_CODES = {
     "admin_prohibited": "admin-prohibited",
 }
 _KEYS = ((2, ""), (3, " . inet_proto . inet_service"), (4, " . inet_proto . inet_service . inet_service"))
-_CHAINS = ("to_queue", "watched", "watched_v4", "watched_v6", "by_mark", "alive", "settle", "to_server", "to_client")
+_CHAINS = (
+    "to_queue",
+    "watched",
+    "watched_v4",
+    "watched_v6",
+    "between",
+    "by_mark",
+    "alive",
+    "settle",
+    "to_server",
+    "to_client",
+)
 _KEEP_PACKET = 0xFFFFFFFF & ~PACKET_BITS
 _KEEP_CONNECTION = 0xFFFFFFFF & ~CONNECTION_BITS
 
@@ -92,11 +103,11 @@ def frame_text(table: str, ends: Ends, limit: int) -> str:
             )
     lines.append(f"set offloaded {{ typeof ct id; flags dynamic,timeout; size {limit}; }}")
     lines += [f"chain {name} {{ }}" for name in (*_CHAINS, "fragments")]
-    for name, priority, targets in (("forward", -160, ("to_server", "to_client")), ("decided", -140, ("settle",) * 2)):
+    for name, priority, target in (("forward", -160, "between"), ("decided", -140, "settle")):
         lines += [
             f"chain {name} {{ type filter hook forward priority {priority}; policy accept;",
-            f"iifname {inside} oifname {outside} goto {targets[0]}",
-            f"iifname {outside} oifname {inside} goto {targets[1]}",
+            f"iifname {inside} oifname {outside} goto {target}",
+            f"iifname {outside} oifname {inside} goto {target}",
             "}",
         ]
     lines += [
@@ -135,16 +146,13 @@ def content_text(table: str, plan: KernelPlan, generation: int, lifetimes: Lifet
     lines += [f"delete {name}" for name in old]
     lines.append(f"table inet {table} {{")
     lines += ["chain to_queue {", f"meta mark set meta mark & {_KEEP_PACKET:#x} | {QUEUED:#x}", "jump hop", "}"]
-    lines += ["chain watched {", "meta nfproto ipv4 goto watched_v4", "goto watched_v6", "}"]
-    for family, _, version in _FAMILIES:
-        lines += [f"chain watched_v{version} {{", *_watched(family, version), "}"]
+    lines += ["chain between {", *_between(plan), "}"]
     lines += ["chain by_mark {", *_by_mark(plan, generation), "}"]
     lines += ["chain alive {", *_refreshed(lifetimes), f"ct mark & {OFFLOAD_DROP:#x} != 0 drop", "accept", "}"]
     lines += ["chain settle {", *_settle(generation, lifetimes), "}"]
     for chain, to_server in (("to_server", True), ("to_client", False)):
         lines.append(f"chain {chain} {{")
-        if plan.offload or plan.rules:
-            lines.append("jump watched")
+        lines += _watched(to_server)
         for number, rule in enumerate(plan.rules):
             lines += _rule(rule, counter_name(number, generation), to_server)
         lines += ["goto by_mark", "}"]
@@ -226,22 +234,28 @@ def _merged(ports: tuple[tuple[int, int], ...]) -> list[tuple[int, int]]:
     return merged
 
 
-def _watched(family: str, version: int) -> Iterator[str]:
-    for client, server, client_port, server_port in (
-        ("saddr", "daddr", "sport", "dport"),
-        ("daddr", "saddr", "dport", "sport"),
-    ):
-        key = f"{family} {client} . {family} {server}"
+def _watched(to_server: bool) -> Iterator[str]:
+    client, server = ("s", "d") if to_server else ("d", "s")
+    for family, _, version in _FAMILIES:
+        key = f"{family} {client}addr . {family} {server}addr"
         yield f"{key} @{watch_set(version, 2)} goto to_queue"
-        key += f" . meta l4proto . th {server_port}"
+        key += f" . meta l4proto . th {server}port"
         yield f"{key} @{watch_set(version, 3)} goto to_queue"
-        yield f"{key} . th {client_port} @{watch_set(version, 4)} goto to_queue"
+        yield f"{key} . th {client}port @{watch_set(version, 4)} goto to_queue"
+
+
+def _between(plan: KernelPlan) -> Iterator[str]:
+    if plan.offload or plan.rules:
+        # An ICMP error carries direction and mark of the flow it is about, but is none of its packets.
+        yield "ct state related goto to_queue"
+        yield "ct direction original goto to_server"
+        yield "ct direction reply goto to_client"
+    yield "goto to_queue"
 
 
 def _by_mark(plan: KernelPlan, generation: int) -> Iterator[str]:
     if plan.offload:
-        # An ICMP error carries the mark of the flow it is about, but is none of its packets; a SYN may begin anew.
-        yield "ct state related goto to_queue"
+        # Such a SYN may begin a new flow between the same endpoints.
         yield "tcp flags & (fin | syn | rst | ack) == syn goto to_queue"
         marks = ", ".join(f"{connection_mark(offload, generation):#x}" for offload in (OFFLOAD_ACCEPT, OFFLOAD_DROP))
         yield f"ct mark & {CONNECTION_BITS:#x} {{ {marks} }} ct id @offloaded goto alive"

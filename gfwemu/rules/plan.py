@@ -18,9 +18,9 @@ from gfwemu.rules.quantities import Varied
 class KernelRule:
     """One rule that needs nothing but addresses and ports.
 
-    A packet from the inside matches on its destination, one from the outside on its source. Networks are CIDR text,
-    ports inclusive ranges (empty: any port and any protocol), transports `tcp` or `udp` (empty: any).
-    clients: where non-empty, the inside end must be in these networks, too.
+    As in the engine, the client is who opened the flow: connection tracking says which. What it cannot say this of is
+    queued. Networks are CIDR text, ports inclusive ranges (empty: any port and any protocol), transports `tcp` or `udp`
+    (empty: any). clients: where non-empty, the client must be in these networks, too.
     """
 
     index: int

@@ -105,6 +105,8 @@ class SmallNet:
     def udp(self, node: str, family: int = socket.AF_INET, port: int = 0) -> socket.socket:
         with self.on(node):
             sock = socket.socket(family, socket.SOCK_DGRAM)
+        if family == socket.AF_INET6:
+            sock.setsockopt(socket.IPPROTO_IPV6, socket.IPV6_V6ONLY, 1)
         sock.bind(("::" if family == socket.AF_INET6 else "0.0.0.0", port))
         sock.settimeout(3)
         return sock

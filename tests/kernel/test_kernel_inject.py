@@ -31,7 +31,7 @@ def test_the_bytes_on_the_wire_are_the_bytes_asked_for(net: SmallNet) -> None:
     daemon = StubDaemon(accept)
     injector, sniffer = Injector(), net.sniffer("client")
     # Or else the client would answer with ICMP errors, which do meet the queue.
-    _both_families = net.udp("client", socket.AF_INET6, 5353)
+    _open = [net.udp("client", family, 5353) for family in (socket.AF_INET, socket.AF_INET6)]
     for number, packet in enumerate(
         (
             build_udp(TO_CLIENT4, b"plain 00", ttl=64, ip_id=0x1234, dont_fragment=True),
