@@ -130,7 +130,7 @@ def test_it_dies_with_its_parent_and_takes_its_servers_along(
         "import subprocess, sys, os, time\n"
         "r, w = os.pipe()\n"
         "child = subprocess.Popen([sys.executable, '-m', 'gfwemu.netlab.internet', '--plan', sys.argv[1],"
-        " '--ready-fd', str(w)], pass_fds=[w])\n"
+        " '--ready-fd', str(w)], pass_fds=[w], stdout=subprocess.DEVNULL)\n"
         "os.read(r, 1)\n"
         "print(child.pid, flush=True)\n"
         "time.sleep(60)\n"
@@ -140,12 +140,14 @@ def test_it_dies_with_its_parent_and_takes_its_servers_along(
         child = int(process.stdout.readline())
         servers = [int(pid) for pid in Path(f"/proc/{child}/task/{child}/children").read_text().split()]
         assert len(servers) == 1
-        process.send_signal(signal.SIGKILL)
+        process.kill()
         process.communicate()
-        deadline = time.monotonic() + 10
-        while any(alive(pid) for pid in (child, *servers)):
-            assert time.monotonic() < deadline
+        deadline = time.monotonic() + 5
+        while (left := [pid for pid in (child, *servers) if alive(pid)]) and time.monotonic() < deadline:
             time.sleep(0.02)
+        for pid in left:
+            os.kill(pid, signal.SIGKILL)
+        assert left == []
 
 
 def alive(pid: int) -> bool:
