@@ -161,8 +161,6 @@ def _run(command: list[str], options: Options) -> int:
     """Returns the exit code."""
     paths = options.rules
     rules = load_rules(paths, seed=options.seed) if paths else None
-    for path in (options.eve, options.pcap, options.json_file):
-        _refuse_unwritable(path)
     lab = Lab(
         load_topology(options.topology),
         paths,
@@ -172,6 +170,8 @@ def _run(command: list[str], options: Options) -> int:
         seed=rules.seed if rules else options.seed,
         time_scale=options.time_scale,
     )
+    for path in (options.eve, options.pcap, options.json_file):
+        _refuse_unwritable(path)
     for number in (signal.SIGTERM, signal.SIGHUP):
         signal.signal(number, _end)
     with lab:
