@@ -3,9 +3,11 @@
 from __future__ import annotations
 
 import random
+from collections import OrderedDict
 from collections.abc import Callable
 from typing import Any
 
+from gfwemu.engine.facts import inside_end
 from gfwemu.engine.forge import (
     InjectorState,
     Trigger,
@@ -27,8 +29,9 @@ from gfwemu.engine.treatments import (
     ThrottleFlow,
     UnreachableFlow,
 )
-from gfwemu.engine.work import Decision, Treatment, Work
-from gfwemu.model import Placement, address_bytes
+from gfwemu.engine.work import Decision, Modifier, Treatment, Work
+from gfwemu.flow.flow import Flow
+from gfwemu.model import Placement, address_bytes, address_text
 from gfwemu.rules.actions import (
     Alert,
     Blockpage,
@@ -58,11 +61,13 @@ class Enforcer:
     After a call the decision of the flow holds the treatment, and the work what happens to the trigger itself.
     """
 
-    def __init__(self, rng: random.Random, real_seconds: Scaled) -> None:
+    def __init__(self, rng: random.Random, real_seconds: Scaled, limit: int) -> None:
+        """limit: subscribers whose token buckets are kept; of more, the oldest go, as if their buckets were full."""
         self._rng = rng
         self._real_seconds = real_seconds
+        self._limit = limit
         self._injectors = InjectorState(rng)
-        self._buckets: dict[tuple[str, bytes], tuple[Bucket, Bucket]] = {}
+        self._buckets: OrderedDict[tuple[str, str], tuple[Bucket, Bucket]] = OrderedDict()
 
     def enforce(self, rule: CompiledRule, work: Work, decision: Decision, question: bytes) -> None:
         """`question`: the DNS message that matched, without a TCP length; only `poison` reads it."""
@@ -71,7 +76,7 @@ class Enforcer:
             case Alert():
                 work.touch(rule, "alert")
             case Throttle() | Delay() | Lose():
-                decision.modifiers.append(self._modifier(rule, work))
+                decision.modifiers.append(self._modifier(rule, work, decision))
             case Poison():
                 forged = forge_answers(self._injectors, action, self._trigger(rule, work), question)
                 self._inject_and(rule, work, decision, forged, "answer forged", flow_goes_on=True)
@@ -108,7 +113,9 @@ class Enforcer:
 
     def _trigger(self, rule: CompiledRule, work: Work) -> Trigger:
         passed = rule.placement is Placement.ON_PATH
-        return Trigger(work.packet, work.flow.tuple, work.direction, passed)
+        tcb = None if work.blocked else work.flow.tcb
+        expected = None if tcb is None else tcb.expected(work.direction, passed=passed)
+        return Trigger(work.packet, work.flow.tuple, work.direction, passed, expected)
 
     def _close(self, rule: CompiledRule, work: Work, decision: Decision, action: Reset | Fin, flags: str) -> None:
         trigger = self._trigger(rule, work)
@@ -172,7 +179,7 @@ class Enforcer:
                 return RedirectFlow(rule, address, action.port or 0)
         return PassFlow()
 
-    def _modifier(self, rule: CompiledRule, work: Work) -> Treatment:
+    def _modifier(self, rule: CompiledRule, work: Work, decision: Decision) -> Modifier:
         action: Any = rule.action
         if isinstance(action, Delay):
             return DelayFlow(rule, action, self._rng)
@@ -181,6 +188,15 @@ class Enforcer:
         assert isinstance(action, Throttle)
         if action.per == "flow":
             return ThrottleFlow(rule, action, (Bucket(), Bucket()))
-        owner = work.flow.tuple.src if action.per == "subscriber" else b""
-        buckets = self._buckets.setdefault((rule.name, owner), (Bucket(), Bucket()))
+        owner = _subscriber(work.flow, decision) if action.per == "subscriber" else ""
+        buckets = self._buckets.pop((rule.name, owner), None) or (Bucket(), Bucket())
+        self._buckets[rule.name, owner] = buckets
+        if len(self._buckets) > self._limit:
+            self._buckets.popitem(last=False)
         return ThrottleFlow(rule, action, buckets)
+
+
+def _subscriber(flow: Flow, decision: Decision) -> str:
+    """By name, where the rule file knows it, so that all addresses count together; else by the inside address."""
+    named = decision.facts.get("subscriber")
+    return str(named) if named is not None else address_text(inside_end(flow))

@@ -14,10 +14,11 @@ from gfwemu.engine.timers import Task, Timers
 from gfwemu.engine.treatments import RedirectFlow
 from gfwemu.engine.work import Decision, Work
 from gfwemu.flow.flow import Flow
-from gfwemu.flow.fragments import Fragments, Refused
-from gfwemu.model import Direction, Side, Transport, Verdict
+from gfwemu.flow.fragments import Complete, Fragments, Refused
+from gfwemu.model import Direction, Transport, Verdict
 from gfwemu.rules.compiled import RuleSet
 from gfwemu.wire.build import build_ip
+from gfwemu.wire.checksum import checksum_ok
 from gfwemu.wire.packet import Malformed, Packet
 from gfwemu.wire.parse import parse_packet
 
@@ -38,7 +39,10 @@ class Engine:
         self._offload = offload
         self._timers = Timers()
         self._timer_wish: float | None = None
+        self._unsent: list[Command] = []
         self._held: dict[int, tuple[bytes | None, str]] = {}
+        self._delayed = 0
+        self._fragments_due: float | None = None
         self._flows = FlowKeeper(rules)
         self._fragments = Fragments(rules.options.fragments)
         rng = random.Random(rules.seed if seed is None else seed)
@@ -57,26 +61,36 @@ class Engine:
         return len(self._held)
 
     def handle(self, event: Event) -> list[Command]:
-        """Takes one event; returns what to do about it, in order."""
+        """Takes one event; returns what to do about it, in order.
+
+        What a failed call had ordered comes with the next one: a bug over one packet loses no other.
+        """
         if self._epoch is None:
             self._epoch = event.now
+        commands = self._unsent
         match event:
             case PacketArrived():
-                commands = self._packet_arrived(event)
+                self._timers.run(event.now, commands)
+                self._packet_arrived(event, commands)
+                self._sweep(event.now, commands)
             case TimerFired():
                 self._timer_wish = None
-                commands = self._timers.run(event.now)
-                commands.extend(self._sweep(event.now))
+                self._timers.run(event.now, commands)
+                self._sweep(event.now, commands)
             case RulesReplaced():
-                commands = []
                 self._rules = event.rules
                 self._judge.load(event.rules)
                 self._flows.load(event.rules)
                 self._fragments.options = event.rules.options.fragments
                 self._await_expiry()
             case Stopping():
-                commands = self._stop(event.now)
-        return self._wish_timer(commands)
+                self._stop(event.now, commands)
+        wish = self._timers.next()
+        if wish != self._timer_wish:
+            self._timer_wish = wish
+            commands.append(SetTimer(wish))
+        self._unsent = []
+        return commands
 
     def _censor_time(self, now: float) -> float:
         assert self._epoch is not None
@@ -88,138 +102,172 @@ class Engine:
 
     # -- packets ------------------------------------------------------------------------------------------------
 
-    def _packet_arrived(self, event: PacketArrived) -> list[Command]:
-        commands = self._timers.run(event.now)
+    def _packet_arrived(self, event: PacketArrived, commands: list[Command]) -> None:
         packet = parse_packet(event.data)
         if isinstance(packet, Malformed):
             commands.append(SetVerdict(event.packet_id, Verdict.ACCEPT))
-        elif packet.is_fragment:
-            commands.extend(self._fragment(event, packet))
+        elif (packet.more_fragments or packet.fragment_offset) and self._rules.options.fragments.reassemble:
+            self._fragment(event, packet, commands)
         else:
-            told: list[Command] = []
-            work = self._decide(event.packet_id, packet, event.now, event.came_from, told)
-            commands.extend(told)
-            commands.extend(self._perform(work))
-        commands.extend(self._sweep(event.now))
-        return commands
+            flow, direction = self._flow_of(event, packet, commands)
+            if self._judge.passes(flow):
+                self._flows.advance(flow, packet, direction)
+                commands.append(SetVerdict(event.packet_id, Verdict.ACCEPT, None, self._offload))
+            else:
+                self._perform(self._decide(event, packet, flow, direction, commands), commands)
 
-    def _fragment(self, event: PacketArrived, packet: Packet) -> list[Command]:
+    def _fragment(self, event: PacketArrived, packet: Packet, commands: list[Command]) -> None:
         """Fragments wait until their datagram is whole; then all of them share its verdict."""
-        if not self._rules.options.fragments.reassemble:
-            return [SetVerdict(event.packet_id, Verdict.ACCEPT)]
-        waiting = len(self._fragments)
-        answer = self._fragments.add(event.packet_id, packet, event.now)
-        self._held[event.packet_id] = (None, "")
-        commands: list[Command] = [Hold(event.packet_id, "fragment waits for its datagram")]
+        packet_id, limit = event.packet_id, self._rules.options.hold_packets
+        if len(self._held) >= limit:
+            self._release(self._fragments.pop_oldest(), Verdict.DROP, "too many packets wait", commands)
+        if len(self._held) >= limit:
+            commands.append(SetVerdict(packet_id, Verdict.DROP, reason="too many packets wait"))
+            return
+        answer = self._fragments.add(packet_id, packet, self._censor_time(event.now))
+        self._held[packet_id] = (None, "")
+        commands.append(Hold(packet_id, "fragment waits for its datagram"))
         if answer is None:
-            if waiting == 0:
-                self._await_expiry()
-            return commands + self._release(self._fragments.overflow(), Verdict.DROP, "too many fragments wait")
-        if isinstance(answer, Refused):
-            return commands + self._release(answer.packet_ids, Verdict.DROP, "fragments break the policy")
-        first = answer.first
-        whole = parse_packet(build_ip(first.src, first.dst, first.proto, answer.payload, ttl=first.ttl, tos=first.tos))
-        if isinstance(whole, Malformed):
-            return commands + self._release(answer.packet_ids, Verdict.ACCEPT, "")
-        work = self._decide(event.packet_id, whole, event.now, event.came_from, commands)
+            self._await_expiry()
+            self._release(self._fragments.overflow(), Verdict.DROP, "too many fragments wait", commands)
+        elif isinstance(answer, Refused):
+            self._release(answer.packet_ids, Verdict.DROP, "fragments break the policy", commands)
+        else:
+            self._whole_datagram(event, answer, commands)
+
+    def _whole_datagram(self, event: PacketArrived, datagram: Complete, commands: list[Command]) -> None:
+        first, ids = datagram.first, datagram.packet_ids
+        raw = build_ip(
+            first.src, first.dst, first.proto, datagram.payload, ttl=first.ttl, tos=first.tos, ip_id=first.ip_id
+        )
+        packet = parse_packet(raw)
+        if isinstance(packet, Malformed):
+            self._release(ids, Verdict.ACCEPT, "", commands)
+            return
+        flow, direction = self._flow_of(event, packet, commands)
+        work = self._decide(event, packet, flow, direction, commands)
         verdict = Verdict.DROP if work.data is not None else work.verdict
         if verdict is Verdict.ACCEPT and work.release_at > event.now:
-            ids, reason = answer.packet_ids, work.reason
-            self._timers.set(work.release_at, lambda _: self._release(ids, Verdict.ACCEPT, reason))
+            self._timers.set(work.release_at, lambda _: self._released(ids, work.reason))
         else:
-            commands.extend(self._release(answer.packet_ids, verdict, work.reason))
-        return commands + self._injections(work)
+            self._release(ids, verdict, work.reason, commands)
+        self._inject(work, commands)
 
-    def _decide(self, packet_id: int, packet: Packet, now: float, came_from: Side | None, told: list[Command]) -> Work:
-        """What is to happen with one whole packet; what there is to tell goes to `told`."""
-        censor_now = self._censor_time(now)
-        flow, direction, ended = self._flows.find(packet, censor_now, came_from)
-        told.extend(self._ended(gone, now, reason) for gone, reason in ended)
+    def _flow_of(self, event: PacketArrived, packet: Packet, commands: list[Command]) -> tuple[Flow, Direction]:
+        """The flow in which the packet is counted, and its direction; what ended for it is told."""
+        censor_now = self._censor_time(event.now)
+        flow, direction, ended = self._flows.find(packet, censor_now, event.came_from)
+        commands.extend([self._ended(gone, event.now, reason) for gone, reason in ended])
         flow.count(direction, len(packet.raw), bool(packet.payload), censor_now)
-        work = Work(packet_id, packet, flow, direction, now, release_at=now)
-        decision = self._judge.judge(work, censor_now, told)
-        if isinstance(decision.terminal, RedirectFlow) and flow.alias is None:
-            self._flows.table.add_alias(flow, decision.terminal.replaced(flow.tuple))
-        self._flows.advance(flow, packet, direction)
+        return flow, direction
+
+    def _decide(
+        self, event: PacketArrived, packet: Packet, flow: Flow, direction: Direction, commands: list[Command]
+    ) -> Work:
+        """What is to happen with one whole packet; what there is to tell comes first."""
+        work = Work(event.packet_id, packet, flow, direction, event.now, release_at=event.now)
+        readable = not self._rules.options.tcp.verify_checksum or checksum_ok(packet)
+        decision = self._judge.judge(work, self._censor_time(event.now), commands, readable=readable)
+        if isinstance(decision.terminal, RedirectFlow):
+            alias = decision.terminal.replaced(flow.tuple)
+            if flow.alias != alias:
+                self._flows.table.add_alias(flow, alias)
+        if readable:
+            self._flows.advance(flow, packet, direction)
         if work.verdict is Verdict.DROP:
-            self._note_drop(work, decision, told)
+            self._note_drop(work, decision, commands)
         return work
 
     # -- commands -----------------------------------------------------------------------------------------------
 
-    def _perform(self, work: Work) -> list[Command]:
-        decision: Decision = work.flow.decision
+    def _perform(self, work: Work, commands: list[Command]) -> None:
         if work.verdict is Verdict.ACCEPT and work.release_at > work.now:
-            return self._hold(work) + self._injections(work)
-        offload = False
-        if self._offload and work.data is None and decision.terminal is not None and not decision.modifiers:
-            offload = decision.terminal.offload(work.now) is work.verdict
-            decision.offloaded = decision.offloaded or offload
-        verdict = SetVerdict(work.packet_id, work.verdict, work.data, offload, work.reason)
-        return [verdict, *self._injections(work)]
+            self._hold(work, commands)
+        else:
+            settled = _settled(work)
+            # Noted without offload, too: whether a SYN begins a new flow must not depend on it.
+            work.flow.decision.settled |= settled
+            offload = settled and self._offload
+            commands.append(SetVerdict(work.packet_id, work.verdict, work.data, offload, work.reason))
+        self._inject(work, commands)
 
-    def _injections(self, work: Work) -> list[Command]:
-        commands: list[Command] = []
+    def _inject(self, work: Work, commands: list[Command]) -> None:
         for forged, rule in work.forged:
-            work.flow.injected += 1
             end = "server" if forged.towards is Direction.TO_SERVER else "client"
             inject = Inject(forged.data, f"{rule.name}: injected towards the {end}")
             if forged.delay <= 0:
                 commands.append(inject)
+            elif self._delayed < self._rules.options.hold_packets:
+                self._delayed += 1
+                self._timers.set(work.now + forged.delay, self._later(inject))
             else:
-                self._timers.set(work.now + forged.delay, _later(inject))
+                continue
+            work.flow.injected += 1
+
+    def _later(self, inject: Inject) -> Task:
+        def send(_: float) -> list[Command]:
+            self._delayed -= 1
+            return [inject]
+
+        return send
+
+    def _hold(self, work: Work, commands: list[Command]) -> None:
+        packet_id = work.packet_id
+        if len(self._held) >= self._rules.options.hold_packets:
+            work.flow.dropped += 1
+            commands.append(SetVerdict(packet_id, Verdict.DROP, reason=f"{work.reason}: too many packets wait"))
+            return
+        self._held[packet_id] = (work.data, work.reason)
+        self._timers.set(work.release_at, lambda _: self._released((packet_id,), None))
+        commands.append(Hold(packet_id, work.reason))
+
+    def _released(self, packet_ids: Sequence[int], reason: str | None) -> list[Command]:
+        commands: list[Command] = []
+        self._release(packet_ids, Verdict.ACCEPT, reason, commands)
         return commands
 
-    def _hold(self, work: Work) -> list[Command]:
-        if len(self._held) >= self._rules.options.hold_packets:
-            return [SetVerdict(work.packet_id, Verdict.DROP, reason=f"{work.reason}: too many packets wait")]
-        packet_id = work.packet_id
-        self._held[packet_id] = (work.data, work.reason)
-        self._timers.set(work.release_at, lambda _: self._release((packet_id,), Verdict.ACCEPT, None))
-        return [Hold(packet_id, work.reason)]
-
-    def _release(self, packet_ids: Sequence[int], verdict: Verdict, reason: str | None) -> list[Command]:
+    def _release(
+        self, packet_ids: Sequence[int], verdict: Verdict, reason: str | None, commands: list[Command]
+    ) -> None:
         """The verdict of held packets; those that have theirs already are left out."""
-        commands: list[Command] = []
         for packet_id in packet_ids:
             held = self._held.pop(packet_id, None)
             if held is not None:
                 note = held[1] if reason is None else reason
                 commands.append(SetVerdict(packet_id, verdict, held[0], reason=note))
-        return commands
-
-    def _wish_timer(self, commands: list[Command]) -> list[Command]:
-        wish = self._timers.next()
-        if wish != self._timer_wish:
-            self._timer_wish = wish
-            commands.append(SetTimer(wish))
-        return commands
 
     # -- endings ------------------------------------------------------------------------------------------------
 
-    def _sweep(self, now: float) -> list[Command]:
-        return [self._ended(flow, now, "timeout") for flow in self._flows.table.sweep(self._censor_time(now))]
-
-    def _expire_fragments(self, now: float) -> list[Command]:
-        commands = self._release(self._fragments.expire(now), Verdict.DROP, "fragments waited too long")
-        self._await_expiry()
-        return commands
+    def _sweep(self, now: float, commands: list[Command]) -> None:
+        for flow in self._flows.table.sweep(self._censor_time(now)):
+            commands.append(self._ended(flow, now, "timeout"))
 
     def _await_expiry(self) -> None:
-        expiry = self._fragments.next_expiry()
-        if expiry is not None:
-            self._timers.set(expiry, self._expire_fragments)
+        """Sees to a timer for the datagram that runs out first, and to no more of them than needed."""
+        due = self._fragments.next_expiry()
+        if due is not None and (self._fragments_due is None or due < self._fragments_due):
+            self._fragments_due = due
+            self._timers.set(self._real_time(due), lambda now: self._expire_fragments(now, due))
 
-    def _stop(self, now: float) -> list[Command]:
+    def _expire_fragments(self, now: float, due: float) -> list[Command]:
+        commands: list[Command] = []
+        # The way to real time and back may have rounded the due time down.
+        gone = self._fragments.expire(max(due, self._censor_time(now)))
+        self._release(gone, Verdict.DROP, "fragments waited too long", commands)
+        if due == self._fragments_due:
+            self._fragments_due = None
+            self._await_expiry()
+        return commands
+
+    def _stop(self, now: float, commands: list[Command]) -> None:
         """Nothing stays behind: held packets go, flows get their last record."""
         self._fragments.drain()
-        commands = self._release(tuple(self._held), Verdict.ACCEPT, None)
+        self._release(tuple(self._held), Verdict.ACCEPT, None, commands)
         for flow in tuple(self._flows.table):
             self._flows.table.remove(flow)
             commands.append(self._ended(flow, now, "stopping"))
-        return commands
 
-    def _note_drop(self, work: Work, decision: Decision, told: list[Command]) -> None:
+    def _note_drop(self, work: Work, decision: Decision, commands: list[Command]) -> None:
         work.flow.dropped += 1
         if work.direction in decision.told_drops or work.dropped_by is None:
             return
@@ -238,7 +286,7 @@ class Engine:
             tcp_ack=packet.ack if is_tcp else None,
             tcp_flags=packet.flags if is_tcp else None,
         )
-        told.append(Report(record))
+        commands.append(Report(record))
 
     def _ended(self, flow: Flow, now: float, reason: str) -> Report:
         record = FlowEnded(
@@ -260,5 +308,9 @@ class Engine:
         return Report(record)
 
 
-def _later(command: Inject) -> Task:
-    return lambda _: [command]
+def _settled(work: Work) -> bool:
+    """Whether every later packet of the flow gets this same verdict."""
+    decision: Decision = work.flow.decision
+    if work.data is not None or work.blocked or decision.modifiers or decision.terminal is None:
+        return False
+    return decision.terminal.offload(work.now) is work.verdict

@@ -25,6 +25,11 @@ def in_networks(address: bytes, networks: Sequence[tuple[bytes, int]]) -> bool:
     )
 
 
+def inside_end(flow: Flow) -> bytes:
+    """The address of the subscriber: the client's, unless the flow was opened from outside."""
+    return flow.tuple.dst if flow.side is Side.OUTSIDE else flow.tuple.src
+
+
 def flow_facts(flow: Flow, subscribers: Sequence[Subscriber]) -> dict[str, Any]:
     """FLOW-scope fields; `ip.any` holds both ends."""
     key = flow.tuple
@@ -41,9 +46,9 @@ def flow_facts(flow: Flow, subscribers: Sequence[Subscriber]) -> dict[str, Any]:
         facts["port.client_above_server"] = key.sport > key.dport
     if flow.side is not None:
         facts["initiator"] = flow.side.value
-    inside_end = key.dst if flow.side is Side.OUTSIDE else key.src
+    inside = inside_end(flow)
     for subscriber in subscribers:
-        if in_networks(inside_end, subscriber.networks):
+        if in_networks(inside, subscriber.networks):
             facts["subscriber"] = subscriber.name
             facts["subscriber.group"] = tuple(sorted(subscriber.groups))
             break

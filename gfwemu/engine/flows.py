@@ -2,14 +2,18 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
+
 from gfwemu.engine.facts import in_networks
-from gfwemu.flow.flow import Flow, FlowState
+from gfwemu.flow.flow import Flow, FlowState, direction_index
 from gfwemu.flow.table import FlowTable
 from gfwemu.model import Direction, Side, Transport
 from gfwemu.rules.compiled import RuleSet
 from gfwemu.wire.packet import Packet, TcpFlags
 
-_SYN, _ACK, _CLOSES = int(TcpFlags.SYN), int(TcpFlags.ACK), int(TcpFlags.FIN | TcpFlags.RST)
+_SYN, _ACK = int(TcpFlags.SYN), int(TcpFlags.ACK)
+_FIN, _RST = int(TcpFlags.FIN), int(TcpFlags.RST)
+_BOTH_CLOSED = 3
 _FIRST_STATE = {int(Transport.TCP): FlowState.OPENING, int(Transport.UDP): FlowState.UDP}
 
 
@@ -26,25 +30,23 @@ class FlowKeeper:
 
     def find(
         self, packet: Packet, now: float, came_from: Side | None
-    ) -> tuple[Flow, Direction, list[tuple[Flow, str]]]:
+    ) -> tuple[Flow, Direction, Sequence[tuple[Flow, str]]]:
         """The packet's flow and direction, and the flows that ended for it, each with the reason."""
         key = packet.five_tuple
-        ended: list[tuple[Flow, str]] = []
         found = self.table.find(key)
+        expired = found is not None and self.table.expired(found[0], now)
+        if found is not None and not expired and not _begins_anew(found[0], found[1], packet):
+            return found[0], found[1], ()
+        ended: list[tuple[Flow, str]] = []
         if found is not None:
-            flow, direction = found
-            expired = self.table.expired(flow, now)
-            if not expired and not _begins_anew(flow, direction, packet):
-                return flow, direction, ended
-            self.table.remove(flow)
-            ended.append((flow, "timeout" if expired else "closed"))
+            self.table.remove(found[0])
+            ended.append((found[0], "timeout" if expired else "closed"))
         side = came_from if came_from is not None else self._side_of(packet)
         from_client = not _comes_from_server(packet, side)
         opener = side if from_client or side is None else side.opposite
         state = _FIRST_STATE.get(packet.proto, FlowState.OTHER)
         flow, evicted = self.table.add(key if from_client else key.reversed(), opener, now, state)
-        if evicted is not None:
-            ended.append((evicted, "evicted"))
+        ended.extend((gone, "evicted") for gone in evicted)
         if _is_first_syn(packet):
             flow.client_isn = packet.seq
         return flow, Direction.TO_SERVER if from_client else Direction.TO_CLIENT, ended
@@ -53,7 +55,9 @@ class FlowKeeper:
         """Books the packet in the flow's state, which decides its lifetime."""
         state = flow.state
         if packet.proto == Transport.TCP:
-            if packet.flags & _CLOSES:
+            if packet.flags & _FIN:
+                flow.fins |= 1 << direction_index(direction)
+            if packet.flags & _RST or flow.fins == _BOTH_CLOSED:
                 state = FlowState.CLOSING
             elif (
                 state is FlowState.OPENING
@@ -74,15 +78,24 @@ def _is_first_syn(packet: Packet) -> bool:
 
 
 def _begins_anew(flow: Flow, direction: Direction, packet: Packet) -> bool:
-    """A SYN with a new sequence number on a flow that is over, or whose end the censor could not see."""
-    if direction is not Direction.TO_SERVER or not _is_first_syn(packet) or flow.client_isn == packet.seq:
+    """A SYN with a new sequence number on a flow that is over, or whose end the censor need not have seen."""
+    if not _is_first_syn(packet):
         return False
-    offloaded = flow.decision is not None and flow.decision.offloaded
-    return flow.client_isn is None or flow.state is FlowState.CLOSING or offloaded
+    if direction is Direction.TO_CLIENT:
+        return flow.state is FlowState.CLOSING
+    if flow.client_isn == packet.seq:
+        return False
+    settled = flow.decision is not None and flow.decision.settled
+    return flow.client_isn is None or flow.state is FlowState.CLOSING or settled
 
 
 def _comes_from_server(packet: Packet, side: Side | None) -> bool:
-    """Only the first packet of a TCP flow whose beginning was not seen can be the server's."""
+    """Only the first packet of a TCP flow whose beginning was not seen can be the server's.
+
+    That is a guess: servers are outside, and where nothing is known of sides, they have the lower port.
+    """
     if packet.proto != Transport.TCP or _is_first_syn(packet):
         return False
-    return bool(packet.flags & _SYN) or side is Side.OUTSIDE
+    if packet.flags & _SYN:
+        return True
+    return packet.sport < packet.dport if side is None else side is Side.OUTSIDE

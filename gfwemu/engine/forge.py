@@ -60,12 +60,24 @@ class InjectorState:
 
 @dataclass(frozen=True, slots=True)
 class Trigger:
-    """The packet that set a rule off, seen from its flow. `passed`: it went on to its destination."""
+    """The packet that set a rule off, seen from its flow. `passed`: it went on to its destination.
+
+    expected: the sequence number that the destination wants next, as the censor's stream has it. It differs from what
+    the packet says where segments are lost, doubled or out of order. None: only the packet is known.
+    """
 
     packet: Packet
     flow: FiveTuple
     direction: Direction
     passed: bool
+    expected: int | None = None
+
+    @property
+    def answerable(self) -> bool:
+        """Whether anything may be forged in answer: not to a reset (RFC 9293 section 3.5.2), nor to a fragment without
+        TCP header."""
+        packet = self.packet
+        return packet.proto == Transport.TCP and not packet.flags & TcpFlags.RST and not packet.fragment_offset
 
     @property
     def sequence_length(self) -> int:
@@ -76,14 +88,19 @@ class Trigger:
     def numbers(self, towards: Direction) -> tuple[int, int]:
         """Sequence and acknowledgement numbers that the end which gets the forged packet expects.
 
-        Back to the sender: sequence is what the trigger acknowledges. Onward: sequence is the trigger's own, past its
-        payload where it passed.
+        Back to the sender: sequence is what the trigger acknowledges. Onward: sequence is what the destination wants
+        next, else the trigger's own, past its payload where it passed.
         """
         after = (self.packet.seq + self.sequence_length) % _MODULUS
         has_ack = bool(self.packet.flags & TcpFlags.ACK)
         if towards is not self.direction:
             return (self.packet.ack if has_ack else 0), after
-        return (after if self.passed else self.packet.seq), (self.packet.ack if has_ack else 0)
+        seq = self.expected
+        if seq is None:
+            seq = after if self.passed else self.packet.seq
+        elif self.passed and self.packet.flags & TcpFlags.FIN and (seq + 1) % _MODULUS == after:
+            seq = after
+        return seq, (self.packet.ack if has_ack else 0)
 
 
 def _ways(towards: Ends) -> tuple[Direction, ...]:
@@ -133,7 +150,7 @@ def forge_closes(
 ) -> list[Forged]:
     """Resets or FINs by every injector, `count` copies at each of its sequence offsets. Only TCP can be closed."""
     forged: list[Forged] = []
-    if trigger.flow.proto != Transport.TCP:
+    if not trigger.answerable:
         return forged
     for injector, delay in _firing(state, injectors):
         flags = _flag_bits(injector.flags or default_flags)
@@ -150,7 +167,7 @@ def forge_content(
 ) -> list[Forged]:
     """Data to the client as if from the server, ended by FIN; a reset for the server. Only over TCP."""
     forged: list[Forged] = []
-    if trigger.flow.proto != Transport.TCP:
+    if not trigger.answerable:
         return forged
     push_ack, fin_ack = int(TcpFlags.PSH | TcpFlags.ACK), int(TcpFlags.FIN | TcpFlags.ACK)
     reset_ack = int(TcpFlags.RST | TcpFlags.ACK)
@@ -225,10 +242,10 @@ def _answer_packets(
         return forge_content(state, (injector,), trigger, len(answer).to_bytes(2, "big") + answer)
     packet = trigger.packet
     data = build_udp(
-        trigger.flow.reversed(),
+        packet.five_tuple.reversed(),
         answer,
         ttl=state.header(injector, "ttl", packet.ttl, 0xFF),
         ip_id=state.header(injector, "ip_id", packet.ip_id & 0xFFFF, 0xFFFF),
         dont_fragment=injector.df,
     )
-    return [Forged(data, delay, Direction.TO_CLIENT)] * injector.count
+    return [Forged(data, delay, trigger.direction.opposite)] * injector.count

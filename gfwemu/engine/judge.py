@@ -6,23 +6,23 @@ import random
 from collections.abc import Callable, Sequence
 
 from gfwemu.dissect.outcome import Message
+from gfwemu.engine.candidates import Candidate
 from gfwemu.engine.commands import Command, Report, Watch
 from gfwemu.engine.enforce import Enforcer
-from gfwemu.engine.facts import FLOW_FIELDS, PacketView, View, flow_facts
+from gfwemu.engine.facts import PacketView, View, flow_facts
 from gfwemu.engine.inspect import Inspector
-from gfwemu.engine.matching import evidence_of, holds, refuted
+from gfwemu.engine.matching import evidence_of, holds
 from gfwemu.engine.records import Evidence, FlowRef, MessageSeen, ResidualHit, RuleHit
 from gfwemu.engine.treatments import PassFlow, covers
 from gfwemu.engine.work import Decision, Work
 from gfwemu.flow.flow import Flow, direction_index
 from gfwemu.flow.residual import Block, ResidualTable, residual_key
-from gfwemu.model import Direction, Verdict
+from gfwemu.model import Verdict
 from gfwemu.rules.actions import NOT_TERMINAL
-from gfwemu.rules.compiled import CompiledRule, RuleSet, Scope
-from gfwemu.wire.checksum import checksum_ok
+from gfwemu.rules.compiled import CompiledRule, RuleSet
 
-_REPEATING = frozenset({"poison", "alert"})
-"""Actions that act on every message that matches, not once a flow."""
+_WATCH_SLACK = 0.125
+"""Of a block's length. Our choice: at most nine updates of the kernel's set while a block lasts."""
 
 
 class Judge:
@@ -42,22 +42,38 @@ class Judge:
     def load(self, rules: RuleSet) -> None:
         self._rules = rules
         self._generation += 1
+        self._candidates = [Candidate.of(rule) for rule in rules.rules]
         self._inspector = Inspector(rules)
-        self._enforcer = Enforcer(self._rng, self._real_seconds)
+        self._enforcer = Enforcer(self._rng, self._real_seconds, rules.options.flows.limit)
         self._residuals.limit = rules.options.flows.residual_limit
-        self._residuals.keep(frozenset(rule.name for rule in rules.rules))
+        self._residuals.rebind({rule.name: rule for rule in rules.rules if rule.residual is not None})
 
-    def judge(self, work: Work, censor_now: float, told: list[Command]) -> Decision:
-        """Settles what happens to the packet and, where a rule decides it, to the rest of its flow."""
+    def passes(self, flow: Flow) -> bool:
+        """Whether nothing at all is left to do to the flow's packets."""
+        decision: Decision | None = flow.decision
+        return (
+            decision is not None
+            and decision.settled
+            and decision.generation == self._generation
+            and decision.terminal.__class__ is PassFlow
+            and not decision.modifiers
+            and not len(self._residuals)
+        )
+
+    def judge(self, work: Work, censor_now: float, told: list[Command], *, readable: bool = True) -> Decision:
+        """Settles what happens to the packet and, where a rule decides it, to the rest of its flow.
+
+        readable False: this censor learns nothing from the packet, whose checksum is wrong.
+        """
         decision = self._decision_of(work.flow)
         if self._meet_residual(work, decision, censor_now, told):
             return decision
         if decision.terminal is not None:
             decision.terminal.apply(work)
-        else:
+        elif readable:
             self._inspect(work, decision, censor_now, told)
         for modifier in decision.modifiers:
-            if work.verdict is Verdict.ACCEPT:
+            if work.verdict is Verdict.ACCEPT and _in_force(modifier.rule, censor_now):
                 modifier.apply(work)
         return decision
 
@@ -67,7 +83,7 @@ class Judge:
             if flow.sessions == []:
                 flow.read_anew()
             facts = flow_facts(flow, self._rules.subscribers)
-            pending = [rule for rule in self._rules.rules if not refuted(rule, facts, FLOW_FIELDS)]
+            pending = [candidate for candidate in self._candidates if not candidate.refuted(facts)]
             decision = flow.decision = Decision(self._generation, facts, pending)
         return decision
 
@@ -75,74 +91,68 @@ class Judge:
 
     def _inspect(self, work: Work, decision: Decision, censor_now: float, told: list[Command]) -> None:
         flow, packet = work.flow, work.packet
-        if self._rules.options.tcp.verify_checksum and not checksum_ok(packet):
-            return
         messages = self._inspector.read(packet, flow, work.direction) if decision.pending else []
         for message in messages:
             flow.facts.update(message.facts)
             if flow.protocol:
                 told.append(Report(MessageSeen(work.now, flow_ref(flow), work.direction, dict(message.facts))))
-        if decision.fresh and flow.facts and not messages:
+        fresh = decision.fresh
+        if fresh and flow.facts and not messages:
             messages = [Message(dict(flow.facts))]
-        self._try_rules(work, decision, messages, censor_now, told)
+        if messages or fresh or decision.eager:
+            self._try_rules(work, decision, messages, censor_now, told)
         decision.fresh = False
         if decision.terminal is None:
-            self._settle(flow, decision)
+            self._settle(flow, decision, fresh=fresh)
         if decision.terminal is not None:
             flow.forget_stream()
 
     def _try_rules(
         self, work: Work, decision: Decision, messages: Sequence[Message], censor_now: float, told: list[Command]
     ) -> None:
-        """In order; the first rule that holds now and is terminal ends it."""
-        for rule in tuple(decision.pending):
-            if rule.schedule is not None and not rule.schedule.active(censor_now):
+        """In order; the first rule that holds now and is terminal ends it. Alternatives of a rule act as one."""
+        packet = PacketView(work.packet, work.flow, work.direction)
+        latest = messages[-1] if messages else Message(work.flow.facts)
+        whole = [(View(decision.facts, work.flow.facts, packet), latest)]
+        single = [(View(decision.facts, message.facts, packet), message) for message in messages]
+        stream = work.flow.excerpts[direction_index(work.direction)]
+        over: set[str] = set()
+        done: set[tuple[str, int]] = set()
+        for candidate in tuple(decision.pending if messages or decision.fresh else decision.eager):
+            rule = candidate.rule
+            if rule.name in over or not _in_force(rule, censor_now):
                 continue
-            for view, message in self._looks(rule, work, decision, messages):
+            for position, (view, message) in enumerate(single if candidate.by_message else whole):
                 found = holds(rule, view)
-                if found is None:
+                if found is None or (rule.name, position) in done or _is_no_query(rule, message):
                     continue
-                if rule.probability < 1.0 and self._rng.random() >= rule.probability:
-                    if rule.scope is not Scope.MESSAGE:
-                        decision.pending.remove(rule)
-                        break
-                    continue
-                stream = work.flow.excerpts[direction_index(work.direction)]
-                evidence = evidence_of(found, message.spans, stream)
-                self._enforcer.enforce(rule, work, decision, _dns_message(message, stream))
-                work.flow.rules.append(rule.name)
-                told.append(_hit(rule, work, evidence, view))
-                if rule.residual is not None:
-                    self._begin_residual(rule, work, censor_now, told)
-                if rule.action_name not in NOT_TERMINAL:
-                    return
-                if rule.action_name not in _REPEATING:
-                    decision.pending.remove(rule)
+                done.add((rule.name, position))
+                acts = rule.probability >= 1.0 or self._rng.random() < rule.probability
+                if acts:
+                    self._enforcer.enforce(rule, work, decision, _dns_message(message, stream))
+                    self._tell(rule, work, evidence_of(found, message.spans, stream), view, told)
+                    if rule.residual is not None:
+                        self._begin_residual(rule, work, censor_now, told)
+                    if rule.action_name not in NOT_TERMINAL:
+                        return
+                if not candidate.repeats if acts else not candidate.by_message:
+                    over.add(rule.name)
+                    decision.forget(rule.name)
                     break
 
     @staticmethod
-    def _looks(
-        rule: CompiledRule, work: Work, decision: Decision, messages: Sequence[Message]
-    ) -> list[tuple[View, Message]]:
-        """What the rule is held against: once a flow, each message, or the packet with all that is known."""
-        if rule.scope is Scope.MESSAGE:
-            return [(View(decision.facts, message.facts, None), message) for message in messages]
-        if rule.scope is Scope.FLOW and not decision.fresh and rule.schedule is None:
-            return []
-        latest = messages[-1] if messages else Message(work.flow.facts)
-        packet = PacketView(work.packet, work.flow, work.direction)
-        return [(View(decision.facts, work.flow.facts, packet), latest)]
+    def _tell(rule: CompiledRule, work: Work, evidence: tuple[Evidence, ...], view: View, told: list[Command]) -> None:
+        if rule.name not in work.flow.rules:
+            work.flow.rules.append(rule.name)
+        told.append(_hit(rule, work, evidence, view))
 
-    def _settle(self, flow: Flow, decision: Decision) -> None:
+    def _settle(self, flow: Flow, decision: Decision, *, fresh: bool) -> None:
         """Drops rules that can no longer fire; a flow without any passes for good."""
-        messages_over = self._inspector.finished(flow)
-        decision.pending = [
-            rule
-            for rule in decision.pending
-            if (rule.schedule is not None and rule.scope is Scope.FLOW)
-            or (rule.scope is Scope.PACKET and not exhausted(rule, flow))
-            or (rule.scope is Scope.MESSAGE and not messages_over)
-        ]
+        over = self._inspector.finished(flow)
+        if fresh or over != decision.messages_over or any(one.exhausted(flow) for one in decision.eager):
+            decision.messages_over = over
+            decision.pending = [one for one in decision.pending if one.may_fire(flow, messages_over=over)]
+            decision.eager = [one for one in decision.pending if one.eager]
         if not decision.pending:
             decision.terminal = PassFlow()
 
@@ -156,70 +166,60 @@ class Judge:
         key = residual_key(residual.key, work.flow.tuple)
         block = Block(residual.key, key, rule, begins, begins + seconds, seconds)
         if self._residuals.add(block, refresh=residual.refresh):
-            told.append(self._watch(block, censor_now))
+            self._watch(block, censor_now, told)
 
-    def _watch(self, block: Block, censor_now: float) -> Watch:
+    def _watch(self, block: Block, censor_now: float, told: list[Command]) -> None:
+        """Has the packets of the block queued. One that every packet renews is watched a little longer than it lasts,
+        so that not every packet costs the kernel an update."""
+        if block.ends <= block.watched:
+            return
+        slack = block.seconds * _WATCH_SLACK if block.rule.residual.refresh else 0.0
+        block.watched = block.ends + slack
         key = block.key
-        seconds = self._real_seconds(block.ends - censor_now)
-        return Watch(key.client, key.server, key.client_port, key.server_port, key.proto, seconds)
+        seconds = self._real_seconds(block.watched - censor_now)
+        told.append(Watch(key.client, key.server, key.client_port, key.server_port, key.proto, seconds))
 
     def _meet_residual(self, work: Work, decision: Decision, censor_now: float, told: list[Command]) -> bool:
-        """Applies the residual block that the packet meets, if any."""
-        block = self._residuals.find(work.flow.tuple, censor_now)
-        if block is None:
+        """Applies the widest residual block that the packet meets, if any."""
+        if not len(self._residuals):
             return False
-        rule: CompiledRule = block.rule
-        residual = rule.residual
-        assert residual is not None
-        if not covers(residual.direction, work.direction):
-            return False
-        if residual.probability < 1.0 and decision.spared_by.setdefault(
-            rule.name, self._rng.random() >= residual.probability
-        ):
-            return False
-        if residual.refresh:
-            block.ends = censor_now + block.seconds
-            told.append(self._watch(block, censor_now))
-        if rule.name not in work.flow.rules:
-            work.flow.rules.append(rule.name)
-            action = rule.action_name if residual.action == "same" else residual.action
-            remaining = block.ends - censor_now
-            ref = flow_ref(work.flow)
-            told.append(Report(ResidualHit(work.now, ref, rule.name, action, residual.key, remaining, rule.cite)))
-        self._enforcer.meet_residual(rule, work)
-        return True
+        for block in self._residuals.find(work.flow.tuple, censor_now):
+            rule: CompiledRule = block.rule
+            residual = rule.residual
+            assert residual is not None
+            if not covers(residual.direction, work.direction):
+                continue
+            if residual.probability < 1.0:
+                if rule.name not in decision.spared_by:
+                    decision.spared_by[rule.name] = self._rng.random() >= residual.probability
+                if decision.spared_by[rule.name]:
+                    continue
+            if residual.refresh:
+                block.ends = max(block.ends, censor_now + block.seconds)
+                self._watch(block, censor_now, told)
+            if rule.name not in work.flow.rules:
+                work.flow.rules.append(rule.name)
+                action = rule.action_name if residual.action == "same" else residual.action
+                remaining = block.ends - censor_now
+                ref = flow_ref(work.flow)
+                told.append(Report(ResidualHit(work.now, ref, rule.name, action, residual.key, remaining, rule.cite)))
+            work.blocked = True
+            self._enforcer.meet_residual(rule, work)
+            return True
+        return False
 
 
 def flow_ref(flow: Flow) -> FlowRef:
     return FlowRef(flow.flow_id, flow.tuple, flow.protocol)
 
 
-def exhausted(rule: CompiledRule, flow: Flow) -> bool:
-    """Whether a count that only grows has left the range that the rule asks for."""
-    ways = [way for way in Direction if _may_run(rule, way)]
-    counts = {
-        "payload.number": min((flow.payloads[direction_index(way)] for way in ways), default=0),
-        "count.packets": sum(flow.packets),
-        "count.packets.to_server": flow.packets[0],
-        "count.packets.to_client": flow.packets[1],
-        "count.bytes": sum(flow.bytes),
-        "count.bytes.to_server": flow.bytes[0],
-        "count.bytes.to_client": flow.bytes[1],
-    }
-    for condition in rule.conditions:
-        beyond = getattr(condition.matcher, "exhausted", None)
-        value = counts.get(condition.field)
-        if beyond is not None and value is not None and not condition.negated and beyond(value):
-            return True
-    return False
+def _in_force(rule: CompiledRule, censor_now: float) -> bool:
+    return rule.schedule is None or rule.schedule.active(censor_now)
 
 
-def _may_run(rule: CompiledRule, way: Direction) -> bool:
-    return all(
-        (condition.matcher.match(way.value) is None) == condition.negated
-        for condition in rule.conditions
-        if condition.field == "direction"
-    )
+def _is_no_query(rule: CompiledRule, message: Message) -> bool:
+    """Whether the rule would forge an answer to an answer."""
+    return rule.action_name == "poison" and message.facts.get("dns.response") is True
 
 
 def _dns_message(message: Message, stream: bytes) -> bytes:

@@ -8,7 +8,7 @@ from gfwemu.dissect.outcome import Span
 from gfwemu.engine.facts import View
 from gfwemu.engine.records import Evidence
 from gfwemu.model import address_text
-from gfwemu.rules.compiled import CompiledRule, Condition, Fact, Facts
+from gfwemu.rules.compiled import CompiledRule, Condition, Fact
 
 EXCERPT_BYTES = 64
 
@@ -39,17 +39,6 @@ def match_condition(condition: Condition, value: Fact) -> tuple[Fact, str] | Non
         if entry is not None:
             return None if condition.negated else (candidate, entry)
     return (candidates[0], "none of the entries") if condition.negated else None
-
-
-def refuted(rule: CompiledRule, flow_facts: Facts, flow_fields: frozenset[str]) -> bool:
-    """Whether what is known when the flow opens rules this rule out for good."""
-    for condition in rule.conditions:
-        if condition.field not in flow_fields:
-            continue
-        value = flow_facts.get(condition.field)
-        if value is None or match_condition(condition, value) is None:
-            return True
-    return False
 
 
 def evidence_of(

@@ -27,10 +27,8 @@ class Timers:
     def next(self) -> float | None:
         return self._heap[0][0] if self._heap else None
 
-    def run(self, now: float) -> list[Command]:
-        """Runs what is due."""
-        commands: list[Command] = []
+    def run(self, now: float, commands: list[Command]) -> None:
+        """Runs what is due; what it orders is appended to `commands`."""
         while self._heap and self._heap[0][0] <= now:
             _, _, task = heapq.heappop(self._heap)
             commands.extend(task(now))
-        return commands

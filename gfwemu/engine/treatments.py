@@ -3,7 +3,9 @@
 from __future__ import annotations
 
 import random
+from collections.abc import Callable
 from dataclasses import dataclass, field
+from operator import itemgetter
 
 from gfwemu.engine.forge import Forged
 from gfwemu.engine.work import Work
@@ -12,7 +14,16 @@ from gfwemu.model import Direction, FiveTuple, Transport, Verdict
 from gfwemu.rules.actions import Delay, Freeze, IcmpUnreachable, Lose, Throttle, Way
 from gfwemu.rules.compiled import CompiledRule
 from gfwemu.wire.build import build_icmp_unreachable, replace_endpoints, to_reset
-from gfwemu.wire.packet import TcpFlags
+from gfwemu.wire.packet import Packet, TcpFlags
+
+# RFC 792: destination unreachable, source quench, redirect, time exceeded, parameter problem.
+_ICMP_ERRORS = frozenset({3, 4, 5, 11, 12})
+
+
+def _is_icmp_error(packet: Packet) -> bool:
+    if packet.proto == Transport.ICMPV6:
+        return packet.icmp_type < 128  # RFC 4443 section 2.1
+    return packet.proto == Transport.ICMP and packet.icmp_type in _ICMP_ERRORS
 
 
 def covers(way: Way, direction: Direction) -> bool:
@@ -48,7 +59,7 @@ class DropFlow:
 
 @dataclass(frozen=True, slots=True)
 class RewriteFlow:
-    """Packets in that direction become resets in place; the other direction passes. Other than TCP is dropped."""
+    """Packets in that direction become resets in place, or are dropped where they cannot; the others pass."""
 
     rule: CompiledRule
     direction: Way
@@ -56,7 +67,7 @@ class RewriteFlow:
     def apply(self, work: Work) -> None:
         if not covers(self.direction, work.direction):
             return
-        if work.packet.proto != Transport.TCP:
+        if work.packet.proto != Transport.TCP or work.packet.is_fragment:
             work.drop(self.rule)
         elif not work.packet.flags & TcpFlags.RST:
             work.data = to_reset(work.packet)
@@ -92,19 +103,32 @@ class RedirectFlow:
 
 @dataclass(frozen=True, slots=True)
 class UnreachableFlow:
-    """Each packet to the server is answered with ICMP unreachable from the server's address; both ways drop."""
+    """Each packet to the server is answered with ICMP unreachable from the server's address; both ways drop.
+
+    No answer to what must not be answered: ICMP errors and later fragments (RFC 1122 section 3.2.2, RFC 4443 section
+    2.4).
+    """
 
     rule: CompiledRule
     action: IcmpUnreachable
 
     def apply(self, work: Work) -> None:
-        if work.direction is Direction.TO_SERVER:
+        packet = work.packet
+        if work.direction is Direction.TO_SERVER and not packet.fragment_offset and not _is_icmp_error(packet):
             data = build_icmp_unreachable(work.packet, work.packet.dst, self.action.code)
             work.inject([Forged(data, 0.0, Direction.TO_CLIENT)], self.rule)
         work.drop(self.rule)
 
     def offload(self, now: float) -> Verdict | None:
         return None
+
+
+_COUNTING: dict[str, Callable[[list[int]], int]] = {
+    "sum": sum,
+    "to_server": itemgetter(0),
+    "to_client": itemgetter(1),
+    "either": max,
+}
 
 
 @dataclass(slots=True)
@@ -128,19 +152,14 @@ class FreezeFlow:
             flow = work.flow
             packets = self.payload_packets if self.action.payload_only else flow.packets
             sizes = self.payload_bytes if self.action.payload_only else flow.bytes
-            self.frozen = self._exceeds(packets, self.packets) or self._exceeds(sizes, self.bytes)
+            self.frozen = (self.packets is not None and self._counted(packets) > self.packets) or (
+                self.bytes is not None and self._counted(sizes) > self.bytes
+            )
         if self.frozen and covers(self.action.direction, work.direction):
             work.drop(self.rule)
 
-    def _exceeds(self, counts: list[int], limit: int | None) -> bool:
-        if limit is None:
-            return False
-        return {
-            "sum": sum(counts) > limit,
-            "to_server": counts[0] > limit,
-            "to_client": counts[1] > limit,
-            "either": max(counts) > limit,
-        }[self.action.counting]
+    def _counted(self, counts: list[int]) -> int:
+        return _COUNTING[self.action.counting](counts)
 
     def offload(self, now: float) -> Verdict | None:
         return Verdict.DROP if self.frozen and self.action.direction == "both" else None
@@ -148,16 +167,24 @@ class FreezeFlow:
 
 @dataclass(slots=True)
 class Bucket:
-    """A token bucket as one number, the time at which it would be empty again (the GCRA of ITU-T I.371)."""
+    """A token bucket, by the bytes that it lacks: what was let through and is not yet paid for.
 
-    empty_at: float = 0.0
+    Bytes rather than a time: the clock's floats resolve a quarter of a microsecond, in which fast links send packets.
+    """
 
-    def earliest(self, now: float, length: int, rate: float, burst: float) -> float:
-        """When a packet of that length conforms: `now` where tokens are left. A full bucket lets any packet pass."""
-        return max(now, self.empty_at + (length - max(burst, length)) / rate)
+    owed: float = 0.0
+    at: float = 0.0
 
-    def take(self, now: float, length: int, rate: float) -> None:
-        self.empty_at = max(self.empty_at, now) + length / rate
+    def excess(self, now: float, length: int, rate: float, burst: float) -> float:
+        """Bytes that must be paid for before a packet of that length conforms; 0: it does. A full bucket lets any
+        packet pass."""
+        if now > self.at:
+            self.owed = max(0.0, self.owed - (now - self.at) * rate)
+            self.at = now
+        return max(0.0, self.owed + length - max(burst, length))
+
+    def take(self, length: int) -> None:
+        self.owed += length
 
 
 @dataclass(frozen=True, slots=True)
@@ -174,14 +201,16 @@ class ThrottleFlow:
             return
         bucket = self.buckets[direction_index(work.direction)]
         arrives = max(work.now, work.release_at)
-        earliest = bucket.earliest(arrives, len(work.packet.raw), action.rate, action.burst)
-        waits = earliest - arrives
-        if waits > 0 and (action.mode == "police" or waits * action.rate > action.limit + 0.5):
+        length = len(work.packet.raw)
+        excess = bucket.excess(arrives, length, action.rate, action.burst)
+        # Half a byte is beyond what the clock can tell.
+        conforms = excess < 0.5
+        if not conforms and (action.mode == "police" or excess > action.limit + 0.5):
             work.drop(self.rule)
             return
-        bucket.take(arrives, len(work.packet.raw), action.rate)
-        if waits > 0:
-            work.release_at = earliest
+        bucket.take(length)
+        if not conforms:
+            work.release_at = arrives + excess / action.rate
             work.touch(self.rule, "held")
 
     def offload(self, now: float) -> Verdict | None:

@@ -5,6 +5,7 @@ from __future__ import annotations
 from dataclasses import dataclass, field
 from typing import Protocol
 
+from gfwemu.engine.candidates import Candidate
 from gfwemu.engine.forge import Forged
 from gfwemu.flow.flow import Flow
 from gfwemu.model import Direction, Verdict
@@ -14,7 +15,10 @@ from gfwemu.wire.packet import Packet
 
 @dataclass(slots=True)
 class Work:
-    """What is to happen with the packet, as far as decided. `release_at` later than `now` means hold until then."""
+    """What is to happen with the packet, as far as decided. `release_at` later than `now` means hold until then.
+
+    blocked: a residual block decided, not the flow's own fate.
+    """
 
     packet_id: int
     packet: Packet
@@ -26,6 +30,7 @@ class Work:
     release_at: float = 0.0
     reason: str = ""
     dropped_by: CompiledRule | None = None
+    blocked: bool = False
     forged: list[tuple[Forged, CompiledRule]] = field(default_factory=list)
 
     def drop(self, rule: CompiledRule) -> None:
@@ -53,16 +58,34 @@ class Treatment(Protocol):
         ...
 
 
+class Modifier(Treatment, Protocol):
+    """A treatment beside which later rules still look at the flow. It rests while its rule is not in force."""
+
+    @property
+    def rule(self) -> CompiledRule: ...
+
+
 @dataclass(slots=True)
 class Decision:
-    """The engine's notes on one flow: which rules may still fire, and what those that fired ordered."""
+    """The engine's notes on one flow: which rules may still fire, and what those that fired ordered.
+
+    pending: the rules that may still fire; `eager` those of them that any packet may set off. settled: at some packet
+    it was clear that all later ones get the same verdict.
+    """
 
     generation: int
     facts: dict[str, Fact]
-    pending: list[CompiledRule]
+    pending: list[Candidate]
+    eager: list[Candidate] = field(default_factory=list)
     fresh: bool = True
+    messages_over: bool = False
     terminal: Treatment | None = None
-    modifiers: list[Treatment] = field(default_factory=list)
+    modifiers: list[Modifier] = field(default_factory=list)
     told_drops: set[Direction] = field(default_factory=set)
     spared_by: dict[str, bool] = field(default_factory=dict)
-    offloaded: bool = False
+    settled: bool = False
+
+    def forget(self, name: str) -> None:
+        """The rule, all its alternatives included, will not fire again."""
+        self.pending = [candidate for candidate in self.pending if candidate.rule.name != name]
+        self.eager = [candidate for candidate in self.eager if candidate.rule.name != name]

@@ -20,6 +20,9 @@ class FlowState(Enum):
     UDP = "udp"
     OTHER = "other"
 
+    __hash__ = object.__hash__
+    """Members are single objects; Enum's own hash of the name costs a call for each packet."""
+
     @property
     def told_as(self) -> str:
         """As event logs call it: `new`, `established` or `closed`."""
@@ -29,7 +32,8 @@ class FlowState(Enum):
 class Flow:
     """Both directions between one client and one server. `tuple` runs from client to server.
 
-    Counters are indexed 0 to_server, 1 to_client; sizes are whole IP packets. `decision` belongs to the engine.
+    Counters are indexed 0 to_server, 1 to_client; sizes are whole IP packets. `fins` has bit 0 and bit 1 likewise, for
+    directions that are closed. `decision` belongs to the engine.
     """
 
     __slots__ = (
@@ -41,6 +45,7 @@ class Flow:
         "dropped",
         "excerpts",
         "facts",
+        "fins",
         "flow_id",
         "injected",
         "inspected",
@@ -76,6 +81,7 @@ class Flow:
         self.sessions: list[tuple[Dissector, Session]] | None = None
         self.confirmed = False
         self.client_isn: int | None = None
+        self.fins = 0
         self.tcb: Tcb | None = None
         self.alias: FiveTuple | None = None
         self.decision: Any = None

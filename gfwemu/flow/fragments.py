@@ -9,6 +9,11 @@ from typing import NamedTuple
 from gfwemu.flow.options import FragmentOptions
 from gfwemu.wire.packet import Packet
 
+_LARGEST = 65_535
+"""Bytes after the IPv6 header (RFC 8200 section 3), or of a whole IPv4 packet (RFC 791 section 3.1)."""
+
+_IPV4_HEADER = 20
+
 
 class DatagramKey(NamedTuple):
     src: bytes
@@ -22,6 +27,7 @@ class _Datagram:
     started: float
     packet_ids: list[int] = field(default_factory=list)
     pieces: list[tuple[int, bytes]] = field(default_factory=list)
+    bytes: int = 0
     first: Packet | None = None
     total: int | None = None
 
@@ -51,21 +57,24 @@ class Fragments:
         return len(self._datagrams)
 
     def add(self, packet_id: int, packet: Packet, now: float) -> Complete | Refused | None:
-        """Takes one fragment; None while the datagram is incomplete."""
+        """Takes one fragment; None while the datagram is incomplete. What grows too large to exist is refused."""
         key = DatagramKey(packet.src, packet.dst, packet.ip_id, packet.proto)
         datagram = self._datagrams.get(key)
         if datagram is None:
             datagram = self._datagrams[key] = _Datagram(now)
         datagram.packet_ids.append(packet_id)
         data = packet.raw[packet.transport_offset :]
-        if len(datagram.packet_ids) > self.options.limit or not self._place(datagram, packet.fragment_offset, data):
+        end = packet.fragment_offset + len(data)
+        room = _LARGEST - (_IPV4_HEADER if packet.version == 4 else 0)
+        if len(datagram.packet_ids) > self.options.limit or end > room or not self._place(datagram, packet, data):
             del self._datagrams[key]
             return Refused(tuple(datagram.packet_ids))
-        if packet.fragment_offset == 0:
+        last_wins = self.options.on_overlap == "last"
+        if packet.fragment_offset == 0 and (datagram.first is None or last_wins):
             datagram.first = packet
-        if not packet.more_fragments:
-            datagram.total = packet.fragment_offset + len(data)
-        payload = _joined(datagram, last_wins=self.options.on_overlap == "last")
+        if not packet.more_fragments and (datagram.total is None or last_wins):
+            datagram.total = end
+        payload = _joined(datagram, last_wins=last_wins)
         if payload is None or datagram.first is None:
             return None
         del self._datagrams[key]
@@ -76,7 +85,7 @@ class Fragments:
         gone: list[int] = []
         while self._datagrams:
             key, oldest = next(iter(self._datagrams.items()))
-            if now - oldest.started < self.options.timeout:
+            if oldest.started + self.options.timeout > now:
                 break
             del self._datagrams[key]
             gone.extend(oldest.packet_ids)
@@ -86,9 +95,14 @@ class Fragments:
         """Packet IDs of the oldest datagrams beyond the bound."""
         gone: list[int] = []
         while len(self._datagrams) > self.options.datagrams:
-            _, oldest = self._datagrams.popitem(last=False)
-            gone.extend(oldest.packet_ids)
+            gone.extend(self.pop_oldest())
         return gone
+
+    def pop_oldest(self) -> list[int]:
+        """Packet IDs of the oldest datagram, which is forgotten."""
+        if not self._datagrams:
+            return []
+        return self._datagrams.popitem(last=False)[1].packet_ids
 
     def next_expiry(self) -> float | None:
         """When the oldest datagram in the making runs out."""
@@ -102,17 +116,23 @@ class Fragments:
         self._datagrams.clear()
         return waiting
 
-    def _place(self, datagram: _Datagram, offset: int, data: bytes) -> bool:
-        overlaps = any(offset < start + len(held) and start < offset + len(data) for start, held in datagram.pieces)
-        if overlaps and self.options.on_overlap == "drop":
-            return False
+    def _place(self, datagram: _Datagram, packet: Packet, data: bytes) -> bool:
+        """False where the datagram contradicts itself and the policy is to drop it then."""
+        offset, end = packet.fragment_offset, packet.fragment_offset + len(data)
+        if self.options.on_overlap == "drop":
+            overlaps = any(offset < start + len(held) and start < end for start, held in datagram.pieces)
+            beyond = datagram.total is not None and (end > datagram.total or not packet.more_fragments)
+            short = not packet.more_fragments and any(start + len(held) > end for start, held in datagram.pieces)
+            if overlaps or beyond or short:
+                return False
         datagram.pieces.append((offset, data))
+        datagram.bytes += len(data)
         return True
 
 
 def _joined(datagram: _Datagram, *, last_wins: bool) -> bytes | None:
     """The whole payload, None while bytes are missing."""
-    if datagram.total is None:
+    if datagram.total is None or datagram.bytes < datagram.total:
         return None
     whole, filled = bytearray(datagram.total), bytearray(datagram.total)
     for offset, data in datagram.pieces if last_wins else reversed(datagram.pieces):

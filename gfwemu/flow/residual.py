@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections import OrderedDict
+from collections.abc import Mapping
 from dataclasses import dataclass
 from typing import Any, Literal, NamedTuple
 
@@ -32,7 +33,10 @@ def residual_key(kind: KeyKind, flow: FiveTuple) -> ResidualKey:
 
 @dataclass(slots=True)
 class Block:
-    """One residual block, in force from `begins` to `ends` (the censor's clock). `rule` belongs to the engine."""
+    """One residual block, in force from `begins` to `ends` (the censor's clock).
+
+    `rule` and `watched` (until when the kernel queues its packets) belong to the engine.
+    """
 
     kind: KeyKind
     key: ResidualKey
@@ -40,6 +44,7 @@ class Block:
     begins: float
     ends: float
     seconds: float
+    watched: float = 0.0
 
 
 class ResidualTable:
@@ -48,6 +53,7 @@ class ResidualTable:
     def __init__(self, limit: int) -> None:
         self.limit = limit
         self._blocks: OrderedDict[ResidualKey, Block] = OrderedDict()
+        self._kinds: dict[KeyKind, int] = {"2tuple": 0, "3tuple": 0, "4tuple": 0}
 
     def __len__(self) -> int:
         return len(self._blocks)
@@ -55,30 +61,39 @@ class ResidualTable:
     def add(self, block: Block, *, refresh: bool) -> bool:
         """Begins a block; False where one is in force already and further triggers do not renew it."""
         present = self._blocks.get(block.key)
-        if present is not None and present.ends > block.begins and not refresh:
-            return False
-        self._blocks.pop(block.key, None)
-        while len(self._blocks) >= self.limit:
-            self._blocks.popitem(last=False)
+        if present is not None and present.ends > block.begins:
+            if not refresh:
+                return False
+            block.begins = min(block.begins, present.begins)
+        if present is not None:
+            self._forget(present)
+        while self._blocks and len(self._blocks) >= self.limit:
+            self._forget(next(iter(self._blocks.values())))
         self._blocks[block.key] = block
+        self._kinds[block.kind] += 1
         return True
 
-    def find(self, flow: FiveTuple, now: float) -> Block | None:
-        """The block that a packet of this flow meets; the widest key first."""
-        if not self._blocks:
-            return None
-        for kind in ("2tuple", "3tuple", "4tuple"):
-            key = residual_key(kind, flow)
-            block = self._blocks.get(key)
+    def find(self, flow: FiveTuple, now: float) -> list[Block]:
+        """The blocks that a packet of this flow meets; the widest key first."""
+        met: list[Block] = []
+        for kind, count in self._kinds.items():
+            block = self._blocks.get(residual_key(kind, flow)) if count else None
             if block is None:
                 continue
             if now >= block.ends:
-                del self._blocks[key]
+                self._forget(block)
             elif now >= block.begins:
-                return block
-        return None
+                met.append(block)
+        return met
 
-    def keep(self, names: frozenset[str]) -> None:
-        """Forgets the blocks of rules that are gone."""
-        for key in [key for key, block in self._blocks.items() if block.rule.name not in names]:
-            del self._blocks[key]
+    def rebind(self, rules: Mapping[str, Any]) -> None:
+        """Puts other rules in the place of those of the same name; the blocks of rules that are gone are forgotten."""
+        for block in tuple(self._blocks.values()):
+            if block.rule.name in rules:
+                block.rule = rules[block.rule.name]
+            else:
+                self._forget(block)
+
+    def _forget(self, block: Block) -> None:
+        del self._blocks[block.key]
+        self._kinds[block.kind] -= 1

@@ -48,13 +48,14 @@ class Stream:
         if offset == self.delivered and not self._waiting:
             self._advance(len(data))
             return data
-        room = self.delivered + self._buffer
-        if offset >= room:
-            return b""
-        self._insert(offset, data[: room - offset])
+        if offset > self.delivered:
+            data = data[: max(0, self.delivered + self._buffer - offset)]
+        self._insert(offset, data)
         return self._take()
 
     def _insert(self, offset: int, data: bytes) -> None:
+        if not data:
+            return
         if self._overlap == "last":
             self._carve(offset, offset + len(data))
             pieces = [(offset, data)]

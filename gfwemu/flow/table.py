@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections import OrderedDict
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 
 from gfwemu.flow.flow import Flow, FlowState
 from gfwemu.flow.options import FlowOptions
@@ -18,9 +18,10 @@ class FlowTable:
 
     def __init__(self, options: FlowOptions) -> None:
         self._options = options
-        self._by_tuple: dict[FiveTuple, Flow] = {}
+        self._by_tuple: dict[FiveTuple, tuple[Flow, Direction]] = {}
         self._by_state: dict[FlowState, OrderedDict[int, Flow]] = {state: OrderedDict() for state in FlowState}
         self._next_id = 1
+        self._sweep_at = 0.0
         self.resize(options)
 
     def resize(self, options: FlowOptions) -> None:
@@ -33,6 +34,8 @@ class FlowTable:
             FlowState.UDP: options.udp,
             FlowState.OTHER: options.other,
         }
+        self._shortest = min(self._lifetimes.values())
+        self._sweep_at = 0.0
 
     def __len__(self) -> int:
         return sum(len(flows) for flows in self._by_state.values())
@@ -43,30 +46,31 @@ class FlowTable:
 
     def find(self, key: FiveTuple) -> tuple[Flow, Direction] | None:
         """The flow of a packet with that five-tuple, and the packet's direction in it."""
-        flow = self._by_tuple.get(key)
-        if flow is None:
-            return None
-        return flow, Direction.TO_SERVER if key == flow.tuple else Direction.TO_CLIENT
+        return self._by_tuple.get(key)
 
     def expired(self, flow: Flow, now: float) -> bool:
         return now - flow.last > self._lifetimes[flow.state]
 
-    def add(self, key: FiveTuple, side: Side | None, now: float, state: FlowState) -> tuple[Flow, Flow | None]:
-        """A new flow, and the one that had to go for it where the table was full. `key`: client to server."""
-        evicted = self._oldest() if len(self) >= self._options.limit else None
-        if evicted is not None:
-            self.remove(evicted)
+    def add(self, key: FiveTuple, side: Side | None, now: float, state: FlowState) -> tuple[Flow, list[Flow]]:
+        """A new flow, and those that had to go for it where the table was full. `key`: client to server."""
+        evicted: list[Flow] = []
+        while len(self) >= self._options.limit and len(evicted) < _SWEEP and (oldest := self._oldest()) is not None:
+            self.remove(oldest)
+            evicted.append(oldest)
         flow = Flow(self._next_id, key, side, now, state)
         self._next_id += 1
-        self._by_tuple[key] = flow
-        self._by_tuple[key.reversed()] = flow
+        # A flow between equal endpoints (both address and port) has but one key: it is the client's.
+        self._by_tuple[key.reversed()] = (flow, Direction.TO_CLIENT)
+        self._by_tuple[key] = (flow, Direction.TO_SERVER)
         self._by_state[state][flow.flow_id] = flow
         return flow, evicted
 
     def add_alias(self, flow: Flow, key: FiveTuple) -> None:
         """Packets with the reverse of `key` also belong to the flow (its server was replaced)."""
+        if flow.alias is not None and flow.alias != flow.tuple:
+            self._forget(flow, flow.alias.reversed())
         flow.alias = key
-        self._by_tuple[key.reversed()] = flow
+        self._by_tuple[key.reversed()] = (flow, Direction.TO_CLIENT)
 
     def touch(self, flow: Flow, state: FlowState) -> None:
         """Marks the flow as just used, in that state."""
@@ -80,25 +84,34 @@ class FlowTable:
 
     def remove(self, flow: Flow) -> None:
         del self._by_state[flow.state][flow.flow_id]
-        keys = [flow.tuple, flow.tuple.reversed()]
+        self._forget(flow, flow.tuple)
+        self._forget(flow, flow.tuple.reversed())
         if flow.alias is not None:
-            keys.append(flow.alias.reversed())
-        for key in keys:
-            if self._by_tuple.get(key) is flow:
-                del self._by_tuple[key]
+            self._forget(flow, flow.alias.reversed())
 
-    def sweep(self, now: float) -> list[Flow]:
+    def sweep(self, now: float) -> Sequence[Flow]:
         """Removes flows whose lifetime is over, a few at a time, and returns them."""
+        if now <= self._sweep_at:
+            return ()
         ended: list[Flow] = []
+        earliest = now + self._shortest
         for state, flows in self._by_state.items():
             lifetime = self._lifetimes[state]
-            while flows and len(ended) < _SWEEP:
+            while flows:
                 flow = next(iter(flows.values()))
-                if now - flow.last <= lifetime:
+                if now - flow.last <= lifetime or len(ended) == _SWEEP:
+                    earliest = min(earliest, flow.last + lifetime)
                     break
                 self.remove(flow)
                 ended.append(flow)
+        # No flow can end before that: what comes later, ends later.
+        self._sweep_at = earliest
         return ended
+
+    def _forget(self, flow: Flow, key: FiveTuple) -> None:
+        found = self._by_tuple.get(key)
+        if found is not None and found[0] is flow:
+            del self._by_tuple[key]
 
     def _oldest(self) -> Flow | None:
         heads = [next(iter(flows.values())) for flows in self._by_state.values() if flows]

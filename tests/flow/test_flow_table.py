@@ -22,7 +22,7 @@ def key(port: int) -> FiveTuple:
 def test_a_flow_is_found_from_both_directions() -> None:
     table = FlowTable(FlowOptions())
     flow, evicted = table.add(key(1), Side.INSIDE, 0.0, FlowState.OPENING)
-    assert evicted is None
+    assert evicted == []
     assert table.find(key(1)) == (flow, Direction.TO_SERVER)
     assert table.find(key(1).reversed()) == (flow, Direction.TO_CLIENT)
     assert table.find(key(2)) is None
@@ -81,24 +81,24 @@ def test_keys_cover_what_their_name_says() -> None:
     for kind, other_client_port, other_server_port in (("2tuple", 1, 1), ("3tuple", 1, 0), ("4tuple", 0, 0)):
         table = ResidualTable(10)
         assert table.add(block(kind, key(1), 0, 180), refresh=False)
-        assert table.find(key(1), 1) is not None
-        assert (table.find(key(2), 1) is not None) == bool(other_client_port)
-        assert (table.find(same_server_other_port, 1) is not None) == bool(other_server_port)
-        assert table.find(key(1)._replace(dst=CLIENT), 1) is None
+        assert len(table.find(key(1), 1)) == 1
+        assert len(table.find(key(2), 1)) == other_client_port
+        assert len(table.find(same_server_other_port, 1)) == other_server_port
+        assert table.find(key(1)._replace(dst=CLIENT), 1) == []
 
 
 def test_a_block_begins_and_ends_and_is_not_renewed_unless_told() -> None:
     table = ResidualTable(10)
     assert table.add(block("3tuple", key(1), 10, 190), refresh=False)
-    assert table.find(key(1), 9.9) is None
-    assert table.find(key(1), 10) is not None
+    assert table.find(key(1), 9.9) == []
+    assert len(table.find(key(1), 10)) == 1
     assert not table.add(block("3tuple", key(1), 100, 280), refresh=False)
-    assert table.find(key(1), 189.9) is not None
-    assert table.find(key(1), 190) is None
+    assert len(table.find(key(1), 189.9)) == 1
+    assert table.find(key(1), 190) == []
     assert len(table) == 0
     assert table.add(block("3tuple", key(1), 0, 180), refresh=True)
     assert table.add(block("3tuple", key(1), 100, 280), refresh=True)
-    assert table.find(key(1), 279) is not None
+    assert len(table.find(key(1), 279)) == 1
 
 
 def test_residual_blocks_are_bounded_and_follow_the_rules() -> None:
@@ -106,5 +106,8 @@ def test_residual_blocks_are_bounded_and_follow_the_rules() -> None:
     for port in range(10):
         table.add(block("4tuple", key(port + 1), 0, 180), refresh=False)
     assert len(table) == 3
-    table.keep(frozenset({"other"}))
+    other = _Rule("r")
+    table.rebind({"r": other})
+    assert all(found.rule is other for found in table.find(key(10), 1))
+    table.rebind({"other": other})
     assert len(table) == 0

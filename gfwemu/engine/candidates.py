@@ -1,0 +1,113 @@
+"""Rules as the judge looks at them: what of a match is known when, and when a rule can no longer fire."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Callable
+from dataclasses import dataclass
+
+from gfwemu.engine.facts import FLOW_FIELDS, PACKET_FIELDS
+from gfwemu.engine.matching import match_condition
+from gfwemu.flow.flow import Flow, direction_index
+from gfwemu.model import Direction
+from gfwemu.rules.compiled import CompiledRule, Condition, Facts, Scope
+
+_REPEATING = frozenset({"poison", "alert"})
+"""Actions that act on every message that matches, not once a flow."""
+
+Limit = tuple[Callable[[Flow], int], Callable[[int], bool]]
+"""A count that only grows, and whether it has left for good the range that the rule asks for."""
+
+_COUNTS: dict[str, Callable[[Flow], int]] = {
+    "count.packets": lambda flow: sum(flow.packets),
+    "count.packets.to_server": lambda flow: flow.packets[0],
+    "count.packets.to_client": lambda flow: flow.packets[1],
+    "count.bytes": lambda flow: sum(flow.bytes),
+    "count.bytes.to_server": lambda flow: flow.bytes[0],
+    "count.bytes.to_client": lambda flow: flow.bytes[1],
+}
+
+
+@dataclass(frozen=True, slots=True, eq=False)
+class Candidate:
+    """A rule and what follows from its match.
+
+    eager: it may fire at a packet that completes no message. by_message: it fires at every message that matches.
+    """
+
+    rule: CompiledRule
+    flow_conditions: tuple[Condition, ...]
+    message_conditions: tuple[Condition, ...]
+    limits: tuple[Limit, ...]
+    eager: bool
+    by_message: bool
+
+    @classmethod
+    def of(cls, rule: CompiledRule) -> Candidate:
+        of_flow = tuple(condition for condition in rule.conditions if condition.field in FLOW_FIELDS)
+        of_message = tuple(
+            condition
+            for condition in rule.conditions
+            if condition.field not in FLOW_FIELDS and condition.field not in PACKET_FIELDS
+        )
+        by_message = rule.scope is Scope.MESSAGE or (bool(of_message) and rule.action_name in _REPEATING)
+        return cls(
+            rule,
+            of_flow,
+            of_message,
+            _limits(rule),
+            eager=not by_message and (rule.scope is Scope.PACKET or rule.schedule is not None),
+            by_message=by_message,
+        )
+
+    @property
+    def repeats(self) -> bool:
+        return self.by_message and self.rule.action_name in _REPEATING
+
+    def refuted(self, flow_facts: Facts) -> bool:
+        """Whether what is known when the flow opens rules this rule out for good."""
+        return _refuted(self.flow_conditions, flow_facts)
+
+    def exhausted(self, flow: Flow) -> bool:
+        """Whether a count that only grows has left the range that the rule asks for."""
+        return any(beyond(count(flow)) for count, beyond in self.limits)
+
+    def may_fire(self, flow: Flow, *, messages_over: bool) -> bool:
+        """Whether the rule may still fire at a later packet. messages_over: the flow's facts are complete."""
+        if self.rule.scope is Scope.FLOW:
+            return self.rule.schedule is not None
+        if messages_over and (self.by_message or _refuted(self.message_conditions, flow.facts)):
+            return False
+        return self.rule.scope is Scope.MESSAGE or not self.exhausted(flow)
+
+
+def _refuted(conditions: tuple[Condition, ...], facts: Facts) -> bool:
+    for condition in conditions:
+        value = facts.get(condition.field)
+        if value is None or match_condition(condition, value) is None:
+            return True
+    return False
+
+
+def _limits(rule: CompiledRule) -> tuple[Limit, ...]:
+    limits: list[Limit] = []
+    for condition in rule.conditions:
+        beyond = getattr(condition.matcher, "exhausted", None)
+        count = _payloads(rule) if condition.field == "payload.number" else _COUNTS.get(condition.field)
+        if beyond is not None and count is not None and not condition.negated and beyond(math.inf):
+            limits.append((count, beyond))
+    return tuple(limits)
+
+
+def _payloads(rule: CompiledRule) -> Callable[[Flow], int]:
+    """The ordinal of the last payload, in that direction of those the rule is about that lags behind."""
+    ways = [direction_index(way) for way in Direction if _may_run(rule, way)]
+    return lambda flow: min((flow.payloads[way] for way in ways), default=0)
+
+
+def _may_run(rule: CompiledRule, way: Direction) -> bool:
+    return all(
+        (condition.matcher.match(way.value) is None) == condition.negated
+        for condition in rule.conditions
+        if condition.field == "direction"
+    )
