@@ -57,12 +57,11 @@ def set_sysctls(node: Node, *, ipv6: bool, everybody_may_ping: bool) -> None:
     """The caller is in the node's namespace, before the first interface exists there."""
     wanted = dict(_QUIET)
     wanted["ipv4/ping_group_range"] = "0 2147483647" if everybody_may_ping else "0 0"
-    if node.forwards:
-        wanted["ipv4/ip_forward"] = "1"
+    # A new namespace takes over the machine's own switch.
+    forwards = "1" if node.forwards else "0"
+    wanted["ipv4/ip_forward"] = forwards
     if ipv6:
-        wanted |= _QUIET_V6
-        if node.forwards:
-            wanted["ipv6/conf/all/forwarding"] = "1"
+        wanted |= _QUIET_V6 | {"ipv6/conf/all/forwarding": forwards}
     for name, value in wanted.items():
         try:
             Path("/proc/sys/net", name).write_text(value, encoding="ascii")

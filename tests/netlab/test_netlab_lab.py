@@ -43,7 +43,7 @@ def hops_lab() -> Lab:
 
 
 def ping(lab: Lab, server: str, *options: str) -> subprocess.CompletedProcess[bytes]:
-    return lab.exec("client", ["ping", "-n", "-c", "1", "-W", "2", *options, server], timeout=10)
+    return lab.exec("client", ["ping", "-n", "-c", "1", "-W", "2", *options, server], timeout=30)
 
 
 @SERVERS
@@ -53,7 +53,7 @@ def test_the_client_reaches_the_internet(bare: Lab, server: str) -> None:
 
 @pytest.mark.parametrize("client", ["192.0.2.10", "2001:db8:1::10"])
 def test_the_internet_reaches_the_client(bare: Lab, client: str) -> None:
-    done = bare.exec("internet", ["ping", "-n", "-c", "1", "-W", "2", client], timeout=10)
+    done = bare.exec("internet", ["ping", "-n", "-c", "1", "-W", "2", client], timeout=30)
     assert done.returncode == 0
 
 
@@ -64,7 +64,7 @@ def test_every_router_answers(bare: Lab) -> None:
 
 
 def test_an_address_that_exists_nowhere_is_silent(bare: Lab) -> None:
-    done = bare.exec("client", ["ping", "-n", "-c", "1", "-W", "1", "203.0.113.99"], timeout=10)
+    done = bare.exec("client", ["ping", "-n", "-c", "1", "-W", "1", "203.0.113.99"], timeout=30)
     assert done.returncode == 1
     assert b"1 packets transmitted, 0 received, 100% packet loss" in done.stdout
     assert b"From " not in done.stdout
@@ -72,7 +72,7 @@ def test_an_address_that_exists_nowhere_is_silent(bare: Lab) -> None:
 
 def test_a_port_where_nobody_listens_refuses(bare: Lab) -> None:
     script = f"import socket; socket.create_connection(('{SERVER4}', 81), 5)"
-    done = bare.exec("client", [*PYTHON, "-c", script], timeout=10)
+    done = bare.exec("client", [*PYTHON, "-c", script], timeout=30)
     assert b"ConnectionRefusedError" in done.stderr
 
 
@@ -100,7 +100,7 @@ def test_packets_are_no_larger_than_the_wire(bare: Lab) -> None:
     catch = (
         "import socket, struct\n"
         "s = socket.socket(socket.AF_PACKET, socket.SOCK_DGRAM, socket.htons(0x0800))\n"
-        "s.bind(('inside', 0)); s.settimeout(8); print('ready', flush=True)\n"
+        "s.bind(('inside', 0)); s.settimeout(25); print('ready', flush=True)\n"
         "largest = 0; bad = 0; n = 0\n"
         "def total(data):\n"
         "    data += b'\\0' * (len(data) % 2); t = sum(struct.unpack(f'>{len(data)//2}H', data))\n"
@@ -117,14 +117,14 @@ def test_packets_are_no_larger_than_the_wire(bare: Lab) -> None:
         f"s = socket.create_server(('{SERVER4}', 8000)); print('ready', flush=True); c, _ = s.accept()\n"
         "while c.recv(65536): pass\n"
     )
-    send = f"import socket; s = socket.create_connection(('{SERVER4}', 8000), 5); s.sendall(bytes(300_000)); s.close()"
+    send = f"import socket; s = socket.create_connection(('{SERVER4}', 8000), 25); s.sendall(bytes(300_000)); s.close()"
     watcher = bare.popen("censor", [*PYTHON, "-c", catch], as_root=True, stdout=subprocess.PIPE)
     server = bare.popen("internet", [*PYTHON, "-c", serve], stdout=subprocess.PIPE)
     assert watcher.stdout
     assert server.stdout
     with watcher, server:
         assert watcher.stdout.readline() == server.stdout.readline() == b"ready\n"
-        assert bare.exec("client", [*PYTHON, "-c", send], timeout=10).returncode == 0
+        assert bare.exec("client", [*PYTHON, "-c", send], timeout=30).returncode == 0
         assert watcher.stdout.read() == b"1500 0\n"
 
 
@@ -133,7 +133,7 @@ def test_programs_run_as_the_caller_in_his_directory(
 ) -> None:
     monkeypatch.chdir(tmp_path)
     script = "import os; print(os.getuid(), os.getgid(), os.getcwd()); open('made', 'w').close()"
-    done = bare.exec("client", [*PYTHON, "-c", script], timeout=10)
+    done = bare.exec("client", [*PYTHON, "-c", script], timeout=30)
     assert done.stdout.decode().split() == [str(os.getuid()), str(os.getgid()), str(tmp_path)]
     assert (tmp_path / "made").stat().st_uid == os.getuid()
 
@@ -146,9 +146,9 @@ def test_as_root_is_root_of_the_lab(bare: Lab) -> None:
 def test_results_are_a_completed_process(bare: Lab) -> None:
     done = bare.exec("client", ["sh", "-c", "cat; echo err >&2; exit 3"], timeout=10, input=b"in\0put")
     assert (done.returncode, done.stdout, done.stderr) == (3, b"in\0put", b"err\n")
-    assert bare.exec("client", ["sh", "-c", "kill -TERM $$"], timeout=10).returncode == -15
-    assert bare.exec("client", ["no-such-program"], timeout=10).returncode == 127
-    assert bare.exec("client", ["/etc"], timeout=10).returncode == 126
+    assert bare.exec("client", ["sh", "-c", "kill -TERM $$"], timeout=30).returncode == -15
+    assert bare.exec("client", ["no-such-program"], timeout=30).returncode == 127
+    assert bare.exec("client", ["/etc"], timeout=30).returncode == 126
 
 
 def test_the_environment_gets_through_and_proxies_do_not(bare: Lab, monkeypatch: pytest.MonkeyPatch) -> None:
@@ -164,7 +164,7 @@ def test_a_timeout_kills_the_whole_group(bare: Lab) -> None:
     began = time.monotonic()
     with pytest.raises(subprocess.TimeoutExpired) as caught:
         bare.exec("client", ["sh", "-c", "echo said; sleep 4321 & sleep 4321"], timeout=1)
-    assert time.monotonic() - began < 5
+    assert time.monotonic() - began < 20
     assert caught.value.stdout == b"said\n"
     until(lambda: not find_sleepers(bare), "the sleepers to be gone")
 
@@ -182,7 +182,7 @@ def test_a_killed_helper_takes_its_program_along(bare: Lab) -> None:
 
 
 def test_programs_see_the_labs_processes_only(bare: Lab) -> None:
-    done = bare.exec("client", ["sh", "-c", "cat /proc/1/comm; echo /proc/[0-9]*"], timeout=10)
+    done = bare.exec("client", ["sh", "-c", "cat /proc/1/comm; echo /proc/[0-9]*"], timeout=30)
     name, numbers = done.stdout.decode().splitlines()
     assert name == "lab:init"
     assert len(numbers.split()) < 20
@@ -192,7 +192,7 @@ def test_several_programs_at_once_from_threads(bare: Lab) -> None:
     results: list[bytes] = []
 
     def work(number: int) -> None:
-        results.append(bare.exec("client", ["echo", str(number)], timeout=20).stdout)
+        results.append(bare.exec("client", ["echo", str(number)], timeout=30).stdout)
 
     threads = [threading.Thread(target=work, args=(number,)) for number in range(4)]
     for thread in threads:
@@ -204,19 +204,19 @@ def test_several_programs_at_once_from_threads(bare: Lab) -> None:
 
 def test_an_unknown_node_is_refused(bare: Lab) -> None:
     with pytest.raises(UsageError, match="no node 'clinet'; did you mean 'client'"):
-        bare.exec("clinet", ["true"], timeout=5)
+        bare.exec("clinet", ["true"], timeout=30)
 
 
 def test_names_files_are_private(bare: Lab) -> None:
     machine = [Path("/etc/resolv.conf").read_bytes(), Path("/etc/hosts").read_bytes()]
-    done = bare.exec("client", ["sh", "-c", "cat /etc/resolv.conf; grep ^hosts: /etc/nsswitch.conf"], timeout=10)
+    done = bare.exec("client", ["sh", "-c", "cat /etc/resolv.conf; grep ^hosts: /etc/nsswitch.conf"], timeout=30)
     assert done.stdout == b"hosts: files dns\n"
     assert [Path("/etc/resolv.conf").read_bytes(), Path("/etc/hosts").read_bytes()] == machine
 
 
 def test_the_machine_sees_no_link_of_the_lab(bare: Lab) -> None:
     links = {path.name for path in Path("/sys/class/net").iterdir()}
-    done = bare.exec("censor", ["ip", "-o", "link"], timeout=10)
+    done = bare.exec("censor", ["ip", "-o", "link"], timeout=30)
     inside = {line.split(": ")[1].split("@")[0] for line in done.stdout.decode().splitlines()}
     assert inside == {"lo", "inside", "outside"}
     assert not links & {"inside", "outside"}
@@ -234,7 +234,7 @@ def test_close_leaves_nothing_and_may_come_twice() -> None:
     lab.close()
     assert lab.events() == []
     with pytest.raises(LabError, match="The lab is not up"):
-        lab.exec("client", ["true"], timeout=5)
+        lab.exec("client", ["true"], timeout=30)
 
 
 def test_two_labs_side_by_side_do_not_meet(bare: Lab) -> None:
@@ -246,9 +246,9 @@ def test_two_labs_side_by_side_do_not_meet(bare: Lab) -> None:
         with other.popen("internet", [*PYTHON, "-c", serve], stdout=subprocess.PIPE) as server:
             assert server.stdout
             assert server.stdout.readline() == b"up\n"
-            connect = [*PYTHON, "-c", f"import socket; socket.create_connection(('{SERVER4}', 8001), 5)"]
-            assert bare.exec("client", connect, timeout=10).returncode == 1
-            assert other.exec("client", connect, timeout=10).returncode == 0
+            connect = [*PYTHON, "-c", f"import socket; socket.create_connection(('{SERVER4}', 8001), 25)"]
+            assert bare.exec("client", connect, timeout=30).returncode == 1
+            assert other.exec("client", connect, timeout=30).returncode == 0
             server.kill()
 
 
@@ -260,5 +260,5 @@ def test_up_is_quick() -> None:
 
 
 def test_python_is_the_same_inside(bare: Lab) -> None:
-    done = bare.exec("client", [sys.executable, "-c", "import gfwemu; print(gfwemu.__version__)"], timeout=10)
+    done = bare.exec("client", [sys.executable, "-c", "import gfwemu; print(gfwemu.__version__)"], timeout=30)
     assert done.returncode == 0, done.stderr
