@@ -200,7 +200,7 @@ def test_the_last_verdict_takes_an_offload_back(net: SmallNet) -> None:
     assert len(daemon.packets()) == 1
     other, _sink = net.udp("client"), net.udp("server", port=9001)
     other.sendto(b"watch", (SERVER4, 9001))
-    wait_until(lambda: len(daemon.packets()) == 2, "the watch")
+    wait_until(lambda: "expires" in run("nft list set inet gfwemu watch2_v4"), "the watch")
     client.send(b"seen")
     assert server.recv(100) == b"seen"
     wait_until(lambda: len(daemon.packets()) == 3, "the watched packet")
