@@ -75,7 +75,12 @@ class Node:
         made.setsockopt(socket.IPPROTO_TCP, socket.TCP_NODELAY, 1)
         if source or local_port:
             made.bind((source, local_port))
-        made.connect((address, port))
+        try:
+            made.connect((address, port))
+        except OSError:
+            # Or else the kernel would go on trying.
+            made.close()
+            raise
         return made
 
     def listen(self, address: str, port: int) -> socket.socket:

@@ -111,16 +111,6 @@ class HandTcp:
         got, self.got = self.got, b""
         return got
 
-    def read_until(self, marker: bytes) -> bytes:
-        """What comes, up to the marker and beyond. Raises what `recv` raises, and EOFError at the end."""
-        got = b""
-        while marker not in got:
-            more = self.recv()
-            if not more:
-                raise EOFError
-            got += more
-        return got
-
     def _await(self, condition: Callable[[], object]) -> None:
         deadline = time.monotonic() + self.timeout
         left = 0.0

@@ -78,6 +78,17 @@ def split_record(record: bytes, cuts: Iterable[int]) -> bytes:
     )
 
 
+def read_until(stream: Stream, marker: bytes) -> bytes:
+    """What comes, up to the marker and beyond. Raises EOFError where the stream ends before."""
+    got = b""
+    while marker not in got:
+        more = stream.recv(65_536)
+        if not more:
+            raise EOFError(got)
+        got += more
+    return got
+
+
 def outcome(work: Callable[[], object]) -> str:
     """`ok`, or what became of the connection."""
     try:

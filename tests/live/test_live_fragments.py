@@ -7,7 +7,7 @@ from dnslib import RCODE, DNSRecord
 from live_kit import Client
 from live_nodes import packed
 from live_tcp import HAND_V4, HAND_V6, HandTcp, Wire
-from live_tls import outcome
+from live_tls import outcome, read_until
 
 from gfwemu.model import FiveTuple
 from gfwemu.wire.build import build_ip, build_udp
@@ -76,7 +76,7 @@ def fetch(wire: Wire, address: str, name: str, size: int, *, decoy: str = "", ti
         for fragment in cut(tcp.build(request(name)), size, decoy=false):
             tcp.put(fragment)
         tcp.seq += len(request(name))
-        tcp.read_until(f"hello from {name}".encode())
+        read_until(tcp, f"hello from {name}".encode())
 
     try:
         return outcome(work)

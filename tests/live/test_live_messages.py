@@ -8,7 +8,7 @@ import pytest
 from dnslib import RCODE, DNSHeader, DNSQuestion, DNSRecord
 from live_kit import Client
 from live_nodes import Node
-from live_tls import outcome
+from live_tls import outcome, read_until
 
 pytestmark = pytest.mark.kernel
 
@@ -29,6 +29,10 @@ def request(host: str, path: str = "/") -> bytes:
     return HEAD.format(host=host, path=path).encode()
 
 
+def post(header: str, body: bytes) -> bytes:
+    return f"POST / HTTP/1.1\r\nHost: www.allowed.example\r\n{header}\r\n\r\n".encode() + body
+
+
 def talk(node: Node, address: str, *pieces: bytes, expect: bytes = b"hello from www.allowed.example") -> str:
     """Sends each piece as a segment; the server has to answer with that text."""
 
@@ -39,16 +43,6 @@ def talk(node: Node, address: str, *pieces: bytes, expect: bytes = b"hello from 
             read_until(tcp, expect)
 
     return outcome(work)
-
-
-def read_until(tcp: object, expect: bytes) -> bytes:
-    got = b""
-    while expect not in got:
-        more = tcp.recv(65_536)  # type: ignore[attr-defined]
-        if not more:
-            raise EOFError(got)
-        got += more
-    return got
 
 
 INNOCENT = request("www.allowed.example")
@@ -71,8 +65,7 @@ INNOCENT = request("www.allowed.example")
             b"POST / HTTP/1.1\r\nHost: www.allowed.example\r\nContent-Length: 5\r\n\r\nhello"
             + request("blocked.example")
         ],
-        [b"POST / HTTP/1.1\r\nHost: www.allowed.example\r\nTransfer-Encoding: chunked\r\n\r\n5\r\nhello\r\n0\r\n\r\n"]
-        + [request("blocked.example")],
+        [post("Transfer-Encoding: chunked", b"5\r\nhello\r\n0\r\n\r\n"), request("blocked.example")],
         [request("www.allowed.example", "/?q=forbidden")],
         [request("www.allowed.example", "/?q=%66orbidden")],
         [request("www.allowed.example", "/a/forbidden/b")],
@@ -91,11 +84,7 @@ def test_requests_that_are_met(client_node: Node, address: str, asked: Iterable[
         [INNOCENT, INNOCENT],
         [bytes([byte]) for byte in INNOCENT],
         [b"GET / HTTP/1.1\r\nHost: www.allowed.example\r\nReferer: http://www.blocked.example/forbidden\r\n\r\n"],
-        [
-            b"POST / HTTP/1.1\r\nHost: www.allowed.example\r\nContent-Length: %d\r\n\r\n"
-            % len(request("blocked.example"))
-        ]
-        + [request("blocked.example"), INNOCENT],
+        [post(f"Content-Length: {len(request('blocked.example'))}", request("blocked.example")), INNOCENT],
         [request("www.allowed.example", "/?q=Forbidden")],
         [b"GET /uploads HTTP/1.1\r\nHost: www.allowed.example\r\n\r\n"],
     ],
