@@ -63,8 +63,16 @@ class BrokenLawError(AssertionError):
 class Playbook:
     """Runs an engine and holds it to its law: every packet gets exactly one verdict, now or after a Hold."""
 
-    def __init__(self, rules: RuleSet, *, time_scale: float = 1.0, seed: int = 0, start: float = 1_000_000.0) -> None:
-        self.engine = Engine(rules, time_scale=time_scale, seed=seed)
+    def __init__(
+        self,
+        rules: RuleSet,
+        *,
+        time_scale: float = 1.0,
+        seed: int = 0,
+        start: float = 1_000_000.0,
+        offload: bool = True,
+    ) -> None:
+        self.engine = Engine(rules, time_scale=time_scale, seed=seed, offload=offload)
         self.now = start
         self.waiting: set[int] = set()
         self.timer: float | None = None
