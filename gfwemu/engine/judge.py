@@ -187,7 +187,7 @@ class Judge:
             rule: CompiledRule = block.rule
             residual = rule.residual
             assert residual is not None
-            if not covers(residual.direction, work.direction):
+            if not covers(residual.direction, work.direction) or _is_treated(decision, rule):
                 continue
             if residual.probability < 1.0:
                 if rule.name not in decision.spared_by:
@@ -211,6 +211,12 @@ class Judge:
 
 def flow_ref(flow: Flow) -> FlowRef:
     return FlowRef(flow.flow_id, flow.tuple, flow.protocol)
+
+
+def _is_treated(decision: Decision, rule: CompiledRule) -> bool:
+    """Whether the rule already does to this very flow what it ordered: the block is for the flows that follow."""
+    treating: CompiledRule | None = getattr(decision.terminal, "rule", None)
+    return treating is not None and treating.name == rule.name
 
 
 def _in_force(rule: CompiledRule, censor_now: float) -> bool:

@@ -396,6 +396,19 @@ def test_residual_block_holds_its_time_and_its_key() -> None:
     assert book.packet(TcpTalk(client_port=40004).syn(), after=0.2).verdict is Verdict.ACCEPT
 
 
+def test_the_flow_that_began_a_block_keeps_its_own_treatment() -> None:
+    freeze = rule("freeze", BLOCKED, packets=8, residual={"seconds": 60})
+    book, talk = Playbook(ruleset(freeze)), TcpTalk()
+    hello(book, talk)
+    verdicts = [book.packet(talk.to_client(b"x")).verdict for _ in range(6)]
+    assert verdicts == [Verdict.ACCEPT] * 4 + [Verdict.DROP] * 2
+    assert book.packet(TcpTalk(client_port=40001).syn()).verdict is Verdict.DROP
+    book, talk = Playbook(ruleset(rule("drop", BLOCKED, trigger=False, after="1s", residual={"seconds": 60}))), TcpTalk()
+    assert hello(book, talk).verdict is Verdict.ACCEPT
+    assert book.packet(talk.to_server(b"x"), after=0.5).verdict is Verdict.ACCEPT
+    assert book.packet(talk.to_server(b"x"), after=0.6).verdict is Verdict.DROP
+
+
 def test_residual_reset_answers_every_packet_but_resets() -> None:
     book = Playbook(ruleset(rule("reset", BLOCKED, placement="on-path", residual={"seconds": 90})))
     hello(book, TcpTalk())
