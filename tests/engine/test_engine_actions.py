@@ -403,7 +403,10 @@ def test_the_flow_that_began_a_block_keeps_its_own_treatment() -> None:
     verdicts = [book.packet(talk.to_client(b"x")).verdict for _ in range(6)]
     assert verdicts == [Verdict.ACCEPT] * 4 + [Verdict.DROP] * 2
     assert book.packet(TcpTalk(client_port=40001).syn()).verdict is Verdict.DROP
-    book, talk = Playbook(ruleset(rule("drop", BLOCKED, trigger=False, after="1s", residual={"seconds": 60}))), TcpTalk()
+    book, talk = (
+        Playbook(ruleset(rule("drop", BLOCKED, trigger=False, after="1s", residual={"seconds": 60}))),
+        TcpTalk(),
+    )
     assert hello(book, talk).verdict is Verdict.ACCEPT
     assert book.packet(talk.to_server(b"x"), after=0.5).verdict is Verdict.ACCEPT
     assert book.packet(talk.to_server(b"x"), after=0.6).verdict is Verdict.DROP
