@@ -36,6 +36,15 @@ from gfwemu.rules.quantities import parse_quantity
 
 HERE = Path(__file__).resolve().parent
 LONGEST_STEP = 30.0
+# The options by which the commands of demo.yaml limit their time.
+TIME_LIMIT = re.compile(r"(--max-time |--connect-timeout |--timeout |\+time=|ping .*-W )(\d+)")
+# Runs a command line in a group of its own until it ends, or until our standard input does: ssh hands on no signals.
+WHILE_WANTED = """
+exec 3<&0
+setsid sh -c {command} </dev/null & command=$!
+{{ cat <&3; kill -- -$command; }} >/dev/null 2>&1 &
+wait $command
+"""
 
 
 class Stage(Protocol):
@@ -76,18 +85,22 @@ class LabStage:
 class RemoteStage:
     """Machines that are up: `client` and `censor` are command prefixes that run a shell command line there."""
 
-    def __init__(self, client: str, censor: str, rules: list[str]) -> None:
-        self._client, self._censor = shlex.split(client), shlex.split(censor)
-        command = [*self._censor, "use-profile " + " ".join(rules)]
-        done = subprocess.run(command, stdin=subprocess.DEVNULL, capture_output=True, timeout=60)
+    def __init__(self, client: str, censor: str, rules: list[str], patience: float) -> None:
+        self._client = shlex.split(client)
+        command = [*shlex.split(censor), "use-profile " + " ".join(rules)]
+        try:
+            done = subprocess.run(command, stdin=subprocess.DEVNULL, capture_output=True, timeout=60 * patience)
+        except subprocess.TimeoutExpired as error:
+            raise GfwemuError("The censor takes too long to change its rules; --patience gives it time.") from error
         if done.returncode:
             raise GfwemuError(f"The censor says: {done.stderr.decode(errors='replace').strip()}")
 
     def start(self, command: str, *, as_root: bool) -> subprocess.Popen[bytes]:
-        shell = f"{'sudo -E ' if as_root else ''}sh -c {shlex.quote(command)}"
+        wrapped = WHILE_WANTED.format(command=shlex.quote(command))
+        shell = f"{'sudo -E ' if as_root else ''}sh -c {shlex.quote(wrapped)}"
         return subprocess.Popen(
             [*self._client, f". /etc/profile.d/gfwemu.sh; {shell}"],
-            stdin=subprocess.DEVNULL,
+            stdin=subprocess.PIPE,
             stdout=subprocess.PIPE,
             stderr=subprocess.STDOUT,
             start_new_session=True,
@@ -139,12 +152,13 @@ def rate_text(rate: float) -> str:
     return f"{bits / 1e6:.1f} Mbit/s" if bits >= 1e6 else f"{bits / 1e3:.0f} kbit/s"
 
 
-def observe(stage: Stage, step: dict[str, Any], command: str) -> Observed:
+def observe(stage: Stage, step: dict[str, Any], command: str, patience: float) -> Observed:
     """Runs one program to its end, to the text it is waited for, or to its time limit."""
-    process = stage.start(command, as_root=step.get("root", False))
+    patient = TIME_LIMIT.sub(lambda limit: f"{limit[1]}{float(limit[2]) * patience:.0f}", command)
+    process = stage.start(patient, as_root=step.get("root", False))
     assert process.stdout is not None
     started = time.monotonic()
-    deadline = started + float(step.get("seconds", LONGEST_STEP))
+    deadline = started + float(step.get("seconds", LONGEST_STEP)) * patience
     until = str(step.get("until", "")).encode()
     output = b""
     while not (until and until in output):
@@ -156,18 +170,22 @@ def observe(stage: Stage, step: dict[str, Any], command: str) -> Observed:
             break
         output += chunk
     seen = bool(until) and until in output
-    return Observed(end(process), output.decode(errors="replace"), time.monotonic() - started, seen)
+    exit_code = end(process, patience)
+    return Observed(exit_code, output.decode(errors="replace"), time.monotonic() - started, seen)
 
 
-def end(process: subprocess.Popen[bytes]) -> int | None:
+def end(process: subprocess.Popen[bytes], patience: float) -> int | None:
     """The exit code of a program that ends by itself; None for one that we have to end."""
     try:
-        return process.wait(0.5)
+        return process.wait(0.5 * patience)
     except subprocess.TimeoutExpired:
-        with contextlib.suppress(ProcessLookupError):
-            os.killpg(process.pid, signal.SIGTERM)
+        if process.stdin:
+            process.stdin.close()
+        else:
+            with contextlib.suppress(ProcessLookupError):
+                os.killpg(process.pid, signal.SIGTERM)
         try:
-            process.wait(5)
+            process.wait(5 * patience)
         except subprocess.TimeoutExpired:
             process.kill()
             process.wait()
@@ -208,7 +226,7 @@ class Row:
     output: str = ""
 
 
-def run_case(case: dict[str, Any], commands: dict[str, str], stage: Stage) -> Iterator[Row]:
+def run_case(case: dict[str, Any], commands: dict[str, str], stage: Stage, patience: float) -> Iterator[Row]:
     """A row for each step. ok None: the machine cannot do it, and says why."""
     for step in case["steps"]:
         checks = list(expectations(step))
@@ -217,7 +235,7 @@ def run_case(case: dict[str, Any], commands: dict[str, str], stage: Stage) -> It
         if reason:
             yield Row(case["name"], step["program"], expected, reason, None)
             continue
-        seen = observe(stage, step, commands[step["command"]])
+        seen = observe(stage, step, commands[step["command"]], patience)
         ok = all(test(seen) for _, test in checks)
         told = seen.told(str(step.get("says", step.get("until", ""))))
         yield Row(case["name"], step["program"], expected, told, ok, seen.output)
@@ -252,7 +270,14 @@ def table_of(rows: list[Row]) -> Table:
 @click.option("--json", "as_json", is_flag=True, help="JSON on stdout instead of the table.")
 @click.option("--client", metavar="PREFIX", help="Run programs by this command prefix, e.g. 'vagrant ssh client -c'.")
 @click.option("--censor", metavar="PREFIX", help="The same for the censor's machine.")
-def demo(only: tuple[str, ...], as_json: bool, client: str | None, censor: str | None) -> None:
+@click.option(
+    "--patience",
+    metavar="FACTOR",
+    type=click.FloatRange(min=1),
+    default=1.0,
+    help="Multiplies what every program has of time, for slow machines.",
+)
+def demo(only: tuple[str, ...], as_json: bool, client: str | None, censor: str | None, patience: float) -> None:
     """Real programs behind several emulated firewalls: expected beside observed.
 
     \b
@@ -269,11 +294,11 @@ def demo(only: tuple[str, ...], as_json: bool, client: str | None, censor: str |
         progress.print(f"{case['name']} ...", highlight=False)
         try:
             if client and censor:
-                remote = RemoteStage(client, censor, case["rules"])
-                rows.extend(run_case(case, book["commands"], remote))
+                remote = RemoteStage(client, censor, case["rules"], patience)
+                rows.extend(run_case(case, book["commands"], remote, patience))
             else:
                 with local_stage(case, services) as stage:
-                    rows.extend(run_case(case, book["commands"], stage))
+                    rows.extend(run_case(case, book["commands"], stage, patience))
         except GfwemuError as error:
             raise SystemExit(f"demo: {case['name']}: {error}") from error
     failed = [row for row in rows if row.ok is False]

@@ -10,13 +10,14 @@ management interface; everything that the client sends elsewhere goes through th
 import re
 import subprocess
 import sys
+from dataclasses import replace
 from ipaddress import ip_interface
 from pathlib import Path
 
 import yaml
 from pydantic import TypeAdapter
 
-from gfwemu.netlab.internet.plan import Service
+from gfwemu.netlab.internet.plan import Plan, Service, Ssh
 from gfwemu.netlab.services import make_plan
 from gfwemu.netlab.topology import Topology, load_topology
 
@@ -27,6 +28,8 @@ INTERFACES = {"client": ("lab",), "censor": ("inside", "outside"), "internet": (
 # Two halves beat the management interface's default route without removing it.
 EVERYTHING = {4: ("0.0.0.0/1", "128.0.0.0/1"), 6: ("::/1", "8000::/1")}
 FROM_INSIDE, FROM_OUTSIDE = 100, 101
+# The machine's own sshd has port 22 of every address.
+SSH_PORT = 2222
 
 
 def main(command: str, role: str, topology: str = "default") -> None:
@@ -44,7 +47,7 @@ def main(command: str, role: str, topology: str = "default") -> None:
         raise SystemExit(__doc__)
 
 
-def plan_of(topology: Topology):
+def plan_of(topology: Topology) -> Plan:
     """The topology's mini-internet, with the servers that the demo's cases talk to."""
     demo = yaml.safe_load((Path(__file__).parents[1] / "demo.yaml").read_text(encoding="utf-8"))
     services = TypeAdapter(tuple[Service, ...]).validate_python(demo["services"])
@@ -52,7 +55,8 @@ def plan_of(topology: Topology):
     plan = make_plan(served, STATE, ipv6=True)
     if plan is None:
         raise SystemExit("this topology has no mini-internet")
-    return plan
+    moved = (replace(service, port=SSH_PORT) if isinstance(service, Ssh) else service for service in plan.services)
+    return replace(plan, services=tuple(moved))
 
 
 def up(role: str, topology: Topology) -> None:

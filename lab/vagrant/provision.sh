@@ -12,7 +12,7 @@ cd "$checkout"
 
 # The package registries are behind the management interface, the lab is not.
 systemctl stop gfwemu-network.service 2>/dev/null || true
-lab/setup
+GFWEMU_SETUP=lab lab/setup
 
 name_interfaces() {
     local pair name mac link
