@@ -5,8 +5,10 @@ from __future__ import annotations
 import sys
 from collections.abc import Iterator
 from pathlib import Path
+from typing import Any
 
 import pytest
+from pydantic import TypeAdapter
 
 sys.path.insert(0, str(Path(__file__).parent))
 
@@ -14,19 +16,27 @@ from live_kit import HERE, TOPOLOGY, Client
 from live_nodes import Node
 from live_tcp import Wire
 
+from gfwemu.netlab.internet.plan import Service
 from gfwemu.netlab.lab import Lab
 from gfwemu.netlab.topology import load_topology
 
 
 @pytest.fixture(scope="module")
 def client(request: pytest.FixtureRequest, tmp_path_factory: pytest.TempPathFactory) -> Iterator[Client]:
-    """A client behind the module's censor: its `RULES` (YAML), else features.yaml; `LAB`: options of the lab."""
+    """A client behind the module's censor: its `RULES` (YAML), else features.yaml.
+
+    `LAB`: options of the lab; `services` as in a topology file, `capture` for one in the client's directory.
+    """
     rules = HERE / "features.yaml"
     directory = tmp_path_factory.mktemp("rules")
     if text := getattr(request.module, "RULES", None):
         rules = directory / "rules.yaml"
         rules.write_text(text)
-    with Lab(load_topology(str(TOPOLOGY)), rules=[rules], **getattr(request.module, "LAB", {})) as lab:
+    options: dict[str, Any] = dict(getattr(request.module, "LAB", {}))
+    services = TypeAdapter(list[Service]).validate_python(options.pop("services", []))
+    if options.pop("capture", False):
+        options["pcap"] = directory / "capture.pcapng"
+    with Lab(load_topology(str(TOPOLOGY)), rules=[rules], extra_services=services, **options) as lab:
         yield Client(lab, directory)
 
 
