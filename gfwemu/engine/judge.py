@@ -187,7 +187,7 @@ class Judge:
             rule: CompiledRule = block.rule
             residual = rule.residual
             assert residual is not None
-            if not covers(residual.direction, work.direction) or _is_treated(decision, rule):
+            if not covers(residual.direction, work.direction):
                 continue
             if residual.probability < 1.0:
                 if rule.name not in decision.spared_by:
@@ -197,6 +197,8 @@ class Judge:
             if residual.refresh:
                 block.ends = max(block.ends, censor_now + block.seconds)
                 self._watch(block, censor_now, told)
+            if _is_treated(decision, rule):
+                continue
             if rule.name not in work.flow.rules:
                 work.flow.rules.append(rule.name)
                 action = rule.action_name if residual.action == "same" else residual.action
