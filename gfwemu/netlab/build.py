@@ -9,13 +9,13 @@ from __future__ import annotations
 import os
 import shutil
 import subprocess
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from pathlib import Path
 
 from gfwemu.errors import CapabilityError
 from gfwemu.netlab import syscalls
-from gfwemu.netlab.blueprint import Node
+from gfwemu.netlab.blueprint import Hook, Node
 
 TOOL_DEADLINE = 20.0
 
@@ -91,9 +91,9 @@ def _flags(address: str) -> str:
     return " nodad" if ":" in address else ""
 
 
-def mangle(node: Node, *, ipv6: bool, environment: Mapping[str, str]) -> None:
-    """Virtual hops and the pipes' queues. Hook i has the queue number i + 1."""
-    if not node.extra_hops and not node.hooks:
+def mangle(node: Node, hooks: Sequence[Hook], *, ipv6: bool, environment: Mapping[str, str]) -> None:
+    """Virtual hops, and the queues of those pipes that are in user space. Hook i has the queue number i + 1."""
+    if not node.extra_hops and not hooks:
         return
     for family in ("ip", "ip6") if ipv6 else ("ip",):
         lines = ["*mangle"]
@@ -107,7 +107,7 @@ def mangle(node: Node, *, ipv6: bool, environment: Mapping[str, str]) -> None:
         if node.extra_hops:
             target = "TTL --ttl-dec" if family == "ip" else "HL --hl-dec"
             lines.append(f"-A PREROUTING -j {target} {node.extra_hops}")
-        for number, hook in enumerate(node.hooks, 1):
+        for number, hook in enumerate(hooks, 1):
             way = "-i" if hook.chain == "PREROUTING" else "-o"
             lines.append(f"-A {hook.chain} {way} {hook.interface} -j NFQUEUE --queue-num {number}")
         run_tool(

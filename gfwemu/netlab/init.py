@@ -17,8 +17,8 @@ from pathlib import Path
 from typing import Any, NoReturn
 
 from gfwemu.errors import CapabilityError, RulesError
-from gfwemu.netlab import build, mounts, syscalls
-from gfwemu.netlab.blueprint import Blueprint, Node, Service
+from gfwemu.netlab import build, mounts, netem, syscalls
+from gfwemu.netlab.blueprint import Blueprint, Hook, Node, Service
 from gfwemu.netlab.errors import LabError
 from gfwemu.netlab.rundir import write_state
 from gfwemu.netlab.wakeup import Wakeup
@@ -69,6 +69,7 @@ class Init:
         self._in_user_namespace = in_user_namespace
         self._holders: dict[str, Holder] = {}
         self._running: list[Running] = []
+        self._netem = False
         self._wakeup = Wakeup((signal.SIGTERM, signal.SIGCHLD))
 
     def start(self) -> None:
@@ -138,19 +139,31 @@ class Init:
         for node in blueprint.nodes:
             with build.inside(self._holders[node.name].network):
                 build.set_sysctls(node, ipv6=blueprint.ipv6, everybody_may_ping=not self._in_user_namespace)
+        with build.inside(self._holders[blueprint.nodes[0].name].network):
+            self._netem = any(node.hooks for node in blueprint.nodes) and netem.netem_works()
         neighbours = [*blueprint.nodes[1:], None]
         for node, neighbour in zip(blueprint.nodes, neighbours, strict=True):
             with build.inside(self._holders[node.name].network):
                 build.connect(node, neighbour, self._holders[neighbour.name].pid if neighbour else 0)
-                build.mangle(node, ipv6=blueprint.ipv6, environment=environment)
+                hooks = self._hooks_in_user_space(node)
+                build.mangle(node, hooks, ipv6=blueprint.ipv6, environment=environment)
                 for end in (node.left, node.right):
                     if end is not None and not blueprint.offloads:
                         syscalls.offloads_off(end.name)
 
+        if self._netem:
+            for node in blueprint.nodes:
+                with build.inside(self._holders[node.name].network):
+                    netem.lay(node, blueprint)
+
+    def _hooks_in_user_space(self, node: Node) -> list[Hook]:
+        return [hook for hook in node.hooks if not (self._netem and netem.suits(hook))]
+
     # Services
 
     def _start_shaper(self, node: Node) -> None:
-        if not node.hooks:
+        hooks = self._hooks_in_user_space(node)
+        if not hooks:
             return
         from gfwemu.netlab.shaper import shape
 
@@ -159,7 +172,7 @@ class Init:
         def run(writer: int) -> None:
             syscalls.set_process_name(f"shaper:{node.name}")
             syscalls.setns(holder.network)
-            numbered = [(number, hook.pipe) for number, hook in enumerate(node.hooks, 1)]
+            numbered = [(number, hook.pipe) for number, hook in enumerate(hooks, 1)]
             shape(numbered, self._blueprint.seed, lambda: _announce(writer))
 
         self._running.append(self._spawn(f"shaper-{node.name}", run, _HOLDER_DEADLINE))

@@ -1,7 +1,7 @@
 """Pipes in user space: the kernel queues a node's packets, and each leaves when its pipe says so.
 
-One process a node, one queue a pipe, first in, first out. It needs only NFQUEUE, which the censor needs anyway, so
-that links behave alike on every machine.
+One process a node, one queue a pipe, first in, first out. For machines without netem, and for pipes that lose packets:
+it needs only NFQUEUE, which the censor needs anyway, and its losses follow the seed.
 """
 
 from __future__ import annotations
