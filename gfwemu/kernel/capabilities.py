@@ -361,7 +361,7 @@ _INSIDE_PROBES: tuple[_Probe, ...] = (
     _Probe(
         "tc netem",
         "extra",
-        "nothing: the lab delays packets in user space",
+        "delays in the kernel; the lab has its own",
         "modprobe sch_netem.",
         _tool("tc qdisc replace dev lo root netem delay 1ms"),
     ),
