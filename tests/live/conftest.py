@@ -10,7 +10,7 @@ from typing import Any
 import pytest
 from pydantic import TypeAdapter
 
-sys.path.insert(0, str(Path(__file__).parent))
+sys.path.extend(str(Path(__file__).resolve().parents[1] / name) for name in ("live", "dissect", "rules"))
 
 from live_kit import HERE, TOPOLOGY, Client
 from live_nodes import Node
