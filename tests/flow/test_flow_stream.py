@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import itertools
+
 from hypothesis import given
 from hypothesis import strategies as st
 
@@ -16,7 +18,7 @@ def segmentations(draw: st.DrawFn) -> tuple[int, bytes, list[tuple[int, int]]]:
     text = draw(st.binary(min_size=1, max_size=60))
     start = draw(st.one_of(st.integers(0, MODULUS - 1), st.just(MODULUS - 5)))
     cuts = sorted(draw(st.sets(st.integers(0, len(text)), max_size=6)) | {0, len(text)})
-    pieces = [(left, right) for left, right in zip(cuts, cuts[1:], strict=False) if left < right]
+    pieces = [(left, right) for left, right in itertools.pairwise(cuts) if left < right]
     extra = draw(st.lists(st.tuples(st.integers(0, len(text)), st.integers(0, len(text))), max_size=4))
     pieces += [(min(pair), max(pair)) for pair in extra if pair[0] != pair[1]]
     return start, text, draw(st.permutations(pieces))

@@ -105,7 +105,7 @@ GOOD_NG = section() + interface() + enhanced(1_000_000, b"abcd") + enhanced(2_00
     [
         (b"", "x.pcap: at byte 0: the file ends inside the file's first four bytes: 4 bytes wanted, 0 left"),
         (b"GIF89a..", "x.pcap: at byte 0: neither pcap nor pcapng (it begins with 47 49 46 38)"),
-        (gzip.compress(GOOD), "x.pcap: at byte 0: the file is compressed; unpack it first (gunzip)"),
+        (gzip.compress(GOOD, mtime=0), "x.pcap: at byte 0: the file is compressed; unpack it first (gunzip)"),
         (GOOD[:20], "x.pcap: at byte 4: the file ends inside the file header: 20 bytes wanted, 16 left"),
         (GOOD[:4] + b"\x09\0\x04\0" + GOOD[8:], "x.pcap: at byte 4: pcap version 9.4 is not known; version 2 is"),
         (GOOD[:50], "x.pcap: at byte 43: the file ends inside the header of frame 2: 16 bytes wanted, 7 left"),

@@ -1,4 +1,4 @@
-def hook(facts):
+def hook(_facts):
     return True
 
 
