@@ -81,12 +81,10 @@ def _begins_anew(flow: Flow, direction: Direction, packet: Packet) -> bool:
     """A SYN with a new sequence number on a flow that is over, or whose end the censor need not have seen."""
     if not _is_first_syn(packet):
         return False
+    over = flow.state is FlowState.CLOSING or (flow.decision is not None and flow.decision.settled)
     if direction is Direction.TO_CLIENT:
-        return flow.state is FlowState.CLOSING
-    if flow.client_isn == packet.seq:
-        return False
-    settled = flow.decision is not None and flow.decision.settled
-    return flow.client_isn is None or flow.state is FlowState.CLOSING or settled
+        return over
+    return flow.client_isn != packet.seq and (over or flow.client_isn is None)
 
 
 def _comes_from_server(packet: Packet, side: Side | None) -> bool:
