@@ -71,3 +71,30 @@ def test_time_out_and_bound() -> None:
     assert fragments.overflow() == [2]
     assert sorted(fragments.drain()) == [3, 4]
     assert fragments.next_expiry() is None
+
+
+def test_ends_that_contradict_each_other_are_an_overlap() -> None:
+    first, short, long = fragment(0, b"A" * 16, True), fragment(8, b"B" * 8, False), fragment(16, b"C" * 8, False)
+    beyond = fragment(24, b"D" * 8, True)
+    for pieces in ((first, short), (long, fragment(8, b"B" * 4, False)), (long, beyond), (beyond, long)):
+        fragments = Fragments(FragmentOptions())
+        answers = [fragments.add(number, piece, 0.0) for number, piece in enumerate(pieces)]
+        assert isinstance(answers[-1], Refused), pieces
+    for policy, expected in (("first", b"A" * 16 + b"C" * 8), ("last", b"A" * 8)):
+        fragments = Fragments(FragmentOptions(on_overlap=policy))  # type: ignore[arg-type]
+        assert fragments.add(1, long, 0.0) is None
+        assert fragments.add(2, fragment(8, b"", False), 0.0) is None
+        answer = fragments.add(3, first, 0.0)
+        assert isinstance(answer, Complete)
+        assert answer.payload == expected
+
+
+def test_a_datagram_larger_than_any_packet_is_refused() -> None:
+    for version, room in ((4, 65_515), (6, 65_535)):
+        fragments = Fragments(FragmentOptions())
+        fits = fragment(room // 8 * 8, b"x" * (room % 8), False)
+        beyond = fragment(room // 8 * 8, b"x" * (room % 8 + 1), False)
+        fits.version = beyond.version = version
+        assert fragments.add(1, fits, 0.0) is None
+        fragments = Fragments(FragmentOptions())
+        assert fragments.add(1, beyond, 0.0) == Refused((1,))

@@ -72,3 +72,51 @@ def test_held_bytes_are_bounded_and_counted_right(pushes: list[tuple[int, bytes]
 def test_sequence_numbers_wrap() -> None:
     assert seq_delta(3, MODULUS - 2) == 5
     assert seq_delta(MODULUS - 2, 3) == -5
+
+
+def test_the_bound_of_what_waits_never_cuts_what_is_in_order() -> None:
+    for overlap in ("first", "last"):
+        stream = Stream(0, overlap, 10)  # type: ignore[arg-type]
+        assert stream.push(8, b"zz") == b""
+        assert stream.push(0, b"abcdefghijklmnopqrst") in (b"abcdefghzzklmnopqrst", b"abcdefghijklmnopqrst")
+        assert stream.next_seq == 20
+        assert stream.held == 0
+
+
+class Model:
+    """The same by a dictionary of bytes."""
+
+    def __init__(self, overlap: str, buffer: int) -> None:
+        self.first = overlap == "first"
+        self.buffer = buffer
+        self.known: dict[int, int] = {}
+        self.next = 0
+
+    def push(self, offset: int, data: bytes) -> bytes:
+        above = offset > self.next
+        for place, byte in enumerate(data, offset):
+            if place < self.next or (above and place >= self.next + self.buffer):
+                continue
+            if not (self.first and place in self.known):
+                self.known[place] = byte
+        out = bytearray()
+        while self.next in self.known:
+            out.append(self.known.pop(self.next))
+            self.next += 1
+        return bytes(out)
+
+
+@given(
+    st.lists(st.tuples(st.integers(0, 80), st.binary(max_size=25)), max_size=40),
+    st.sampled_from(["first", "last"]),
+    st.integers(0, 40),
+    st.sampled_from([0, MODULUS - 30]),
+)
+def test_streams_agree_with_a_dictionary_of_bytes(
+    pushes: list[tuple[int, bytes]], overlap: str, buffer: int, start: int
+) -> None:
+    """Segments contradict each other here, and the bound is small."""
+    stream, model = Stream(start, overlap, buffer), Model(overlap, buffer)  # type: ignore[arg-type]
+    for offset, data in pushes:
+        assert stream.push((start + offset) % MODULUS, data) == model.push(offset, data)
+        assert stream.held == len(model.known) <= buffer

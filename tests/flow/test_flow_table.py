@@ -111,3 +111,67 @@ def test_residual_blocks_are_bounded_and_follow_the_rules() -> None:
     assert all(found.rule is other for found in table.find(key(10), 1))
     table.rebind({"other": other})
     assert len(table) == 0
+
+
+def test_a_table_made_smaller_is_emptied_a_few_at_a_time() -> None:
+    table = FlowTable(FlowOptions(limit=20))
+    for port in range(1, 21):
+        table.add(key(port), None, float(port), FlowState.UDP)
+    table.resize(FlowOptions(limit=3))
+    evicted = [
+        flow.tuple.sport for port in range(101, 106) for flow in table.add(key(port), None, 200.0, FlowState.UDP)[1]
+    ]
+    assert evicted[:18] == list(range(1, 19))
+    assert len(table) == 3
+
+
+def test_another_alias_takes_the_place_of_the_old_one() -> None:
+    table = FlowTable(FlowOptions())
+    flow, _ = table.add(key(1), None, 0.0, FlowState.OPENING)
+    old, new = (key(1)._replace(dst=address_bytes(text)) for text in ("203.0.113.98", "203.0.113.99"))
+    table.add_alias(flow, old)
+    table.add_alias(flow, new)
+    assert table.find(old.reversed()) is None
+    assert table.find(new.reversed()) == (flow, Direction.TO_CLIENT)
+
+
+@given(
+    st.lists(st.tuples(st.integers(1, 6), st.sampled_from(list(FlowState)), st.floats(0, 30)), min_size=1, max_size=60)
+)
+def test_flows_end_when_their_lifetime_is_over(script: list[tuple[int, FlowState, float]]) -> None:
+    """The sweep skips most packets; no flow may outlive its time for that."""
+    lifetimes = {
+        FlowState.OPENING: 20,
+        FlowState.ESTABLISHED: 50,
+        FlowState.CLOSING: 3,
+        FlowState.UDP: 10,
+        FlowState.OTHER: 7,
+    }
+    options = FlowOptions(tcp_opening=20, tcp_established=50, tcp_closing=3, udp=10, other=7)
+    table, last, now = FlowTable(options), dict[int, tuple[float, FlowState]](), 0.0
+    for port, state, after in script:
+        now += after
+        ended = {flow.tuple.sport for flow in table.sweep(now)}
+        assert ended == {one for one, (seen, was) in last.items() if now - seen > lifetimes[was]}
+        for one in ended:
+            del last[one]
+        found = table.find(key(port))
+        flow = table.add(key(port), None, now, state)[0] if found is None else found[0]
+        flow.last = now
+        table.touch(flow, state)
+        last[port] = (now, state)
+
+
+def test_renewing_a_block_that_is_in_force_leaves_it_in_force() -> None:
+    table = ResidualTable(10)
+    table.add(block("3tuple", key(1), 0, 100), refresh=True)
+    table.add(block("3tuple", key(1), 60, 160), refresh=True)
+    assert len(table.find(key(1), 50)) == len(table.find(key(1), 150)) == 1
+
+
+def test_every_block_that_a_flow_meets_is_found_widest_first() -> None:
+    table = ResidualTable(10)
+    for kind in ("4tuple", "2tuple", "3tuple"):
+        table.add(block(kind, key(1), 0, 100), refresh=False)
+    assert [found.kind for found in table.find(key(1), 1)] == ["2tuple", "3tuple", "4tuple"]
+    assert [found.kind for found in table.find(key(2), 1)] == ["2tuple", "3tuple"]
