@@ -124,8 +124,11 @@ class Drive:
             if not answers:
                 self.flush()
 
-    def udp(self, *payloads: bytes, address: str = ECHO, source: str = "", local_port: int = 0) -> None:
+    def udp(
+        self, *payloads: bytes, address: str = ECHO, source: str = "", local_port: int = 0, timeout: float = 5.0
+    ) -> None:
         with self._node.datagrams(address, ECHO_PORT, source=source, local_port=local_port) as udp:
+            udp.settimeout(timeout)
             for payload in payloads:
                 udp.send(payload)
                 udp.recv(65_536)
