@@ -1,0 +1,1 @@
+"""One measure a file. Each module has `NAME` and `measure(bench) -> list[Figure]`."""

@@ -1,0 +1,61 @@
+"""Bulk TCP: a download by iperf3, plain, allowed by the big profile, and counted by one of its rules for ever."""
+
+from __future__ import annotations
+
+from benchmarks.figures import Figure, Rounds, Target
+from benchmarks.stage import Bench, MeasureError, Stage, load_words
+from benchmarks.workload import ALLOWED_SERVER, FROZEN_SERVER
+
+NAME = "bulk"
+_LEAST_QUEUED = 0.3
+"""Of a counted flow's full segments; bare ACKs need not be queued, and segments may be merged."""
+
+
+def measure(bench: Bench) -> list[Figure]:
+    rounds = Rounds()
+    seconds = max(1, round(bench.scale.seconds))
+    listening = ["iperf3", "--server", "--forceflush"], b"listening"
+    with bench.both() as (plain, censored), plain.serving(*listening), censored.serving(*listening):
+        rounds.add(ceiling=_gigabits(plain, "127.0.0.1", seconds, "internet"))
+        for _ in range(bench.scale.rounds):
+            rounds.add(plain=_gigabits(plain, ALLOWED_SERVER, seconds))
+            start = censored.work()
+            rounds.add(allowed=_gigabits(censored, ALLOWED_SERVER, seconds))
+            middle = censored.work()
+            rounds.add(counted=_gigabits(censored, FROZEN_SERVER, seconds))
+            end = censored.work()
+            segments = rounds["counted"][-1] * 1e9 / 8 * seconds / 1448
+            if end.queued - middle.queued < _LEAST_QUEUED * segments:
+                raise MeasureError(f"only {end.queued - middle.queued} of {segments:.0f} segments were queued")
+    return [
+        Figure(
+            "bulk-plain",
+            "bulk TCP, plain forwarding",
+            "Gbit/s",
+            rounds["plain"],
+            note=f"iperf3 over one namespace's loopback: {rounds['ceiling'][0]:.1f} Gbit/s",
+        ),
+        Figure(
+            "bulk-allowed",
+            "bulk TCP, allowed flow, big profile",
+            "of plain",
+            rounds.ratios("allowed", "plain"),
+            Target(0.95, "at least"),
+            load_words(start, middle, seconds),
+        ),
+        Figure(
+            "bulk-queued",
+            "bulk TCP, every packet stays queued",
+            "of plain",
+            rounds.ratios("counted", "plain"),
+            Target(0.5, "at least"),
+            load_words(middle, end, seconds),
+        ),
+    ]
+
+
+def _gigabits(stage: Stage, server: str, seconds: int, node: str = "client") -> float:
+    """What the receiver got."""
+    argv = ["iperf3", "--client", server, "--reverse", "--json", "--time", str(seconds)]
+    found = stage.json(argv, timeout=seconds + 30, node=node)
+    return float(found["end"]["sum_received"]["bits_per_second"]) / 1e9

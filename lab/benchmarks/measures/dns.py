@@ -1,0 +1,63 @@
+"""DNS queries a second through a poisoning profile; every second query is for a listed name."""
+
+from __future__ import annotations
+
+import re
+from pathlib import Path
+
+from benchmarks.figures import Figure, Rounds, Target
+from benchmarks.stage import Bench, MeasureError, Stage, load_words
+from benchmarks.workload import ALLOWED_SERVER, write_queries
+
+NAME = "dns"
+_CLIENTS = 100
+_OUTSTANDING = 200
+_LEAST_POISONED = 0.3
+"""Of the answers. Half of the queries are for listed names, and a forged answer may lose the race with the true one."""
+_MOST_LOST = 0.01
+_HEADROOM = 1.2
+
+
+def measure(bench: Bench) -> list[Figure]:
+    rounds = Rounds()
+    scale = bench.scale
+    queries = bench.kept("queries", lambda path: write_queries(path, scale.names))
+    with bench.both() as (plain, censored), plain.serve("resolver", 53), censored.serve("resolver", 53):
+        for _ in range(scale.rounds):
+            rate, _ = _queries(plain, queries, scale.seconds)
+            rounds.add(plain=rate)
+            start = censored.work()
+            rate, poisoned = _queries(censored, queries, scale.seconds)
+            end = censored.work()
+            rounds.add(censored=rate)
+            if poisoned < _LEAST_POISONED:
+                raise MeasureError(f"only {poisoned:.0%} of the answers were forged; half of the names are listed")
+    plain_figure = Figure("dns-plain", "DNS queries, plain forwarding", "/s", rounds["plain"], note="dnsperf")
+    figure = Figure("dns", f"DNS queries, poisoning profile, {scale.names:,} names", "/s", rounds["censored"])
+    note = f"{poisoned:.0%} of the answers forged; {load_words(start, end, scale.seconds)}"
+    if plain_figure.median < _HEADROOM * figure.median:
+        note = f"the generator is the limit; {note}"
+    return [
+        plain_figure,
+        Figure(figure.name, figure.title, figure.unit, figure.values, Target(15_000, "at least"), note),
+    ]
+
+
+def _queries(stage: Stage, queries: Path, seconds: float) -> tuple[float, float]:
+    """Answered queries a second, and which share of the answers was forged (the true one is always NXDOMAIN)."""
+    argv = ["dnsperf", "-s", ALLOWED_SERVER, "-d", str(queries), "-l", f"{max(1, round(seconds))}"]
+    argv += ["-c", f"{_CLIENTS}", "-q", f"{_OUTSTANDING}", "-t", "1"]
+    said = stage.run(argv, timeout=seconds + 30)
+    rate = _number(r"Queries per second:\s+([\d.]+)", said)
+    sent, answered = _number(r"Queries sent:\s+(\d+)", said), _number(r"Queries completed:\s+(\d+)", said)
+    if answered < (1 - _MOST_LOST) * sent:
+        raise MeasureError(f"only {answered:.0f} of {sent:.0f} queries were answered")
+    forged = re.search(r"NOERROR (\d+)", said)
+    return rate, int(forged[1]) / answered if forged else 0.0
+
+
+def _number(pattern: str, text: str) -> float:
+    found = re.search(pattern, text)
+    if found is None:
+        raise MeasureError(f"dnsperf said nothing like '{pattern}': {text[-500:]}")
+    return float(found[1])
