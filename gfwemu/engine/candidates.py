@@ -6,7 +6,7 @@ import math
 from collections.abc import Callable
 from dataclasses import dataclass
 
-from gfwemu.engine.facts import FLOW_FIELDS, PACKET_FIELDS
+from gfwemu.engine.facts import FLOW_FIELDS, PACKET_FIELDS, View
 from gfwemu.engine.matching import match_condition
 from gfwemu.flow.flow import Flow, direction_index
 from gfwemu.model import Direction
@@ -37,6 +37,7 @@ class Candidate:
 
     rule: CompiledRule
     flow_conditions: tuple[Condition, ...]
+    later_conditions: tuple[Condition, ...]
     message_conditions: tuple[Condition, ...]
     limits: tuple[Limit, ...]
     eager: bool
@@ -54,6 +55,7 @@ class Candidate:
         return cls(
             rule,
             of_flow,
+            tuple(condition for condition in rule.conditions if condition.field not in FLOW_FIELDS),
             of_message,
             _limits(rule),
             eager=not by_message and (rule.scope is Scope.PACKET or rule.schedule is not None),
@@ -67,6 +69,14 @@ class Candidate:
     def refuted(self, flow_facts: Facts) -> bool:
         """Whether what is known when the flow opens rules this rule out for good."""
         return _refuted(self.flow_conditions, flow_facts)
+
+    def may_hold(self, view: View) -> bool:
+        """Whether all but the hooks hold, for a flow that does not refute the rule."""
+        for condition in self.later_conditions:
+            value = view.get(condition.field)
+            if value is None or (condition.matcher.match(value) is None) is not condition.negated:
+                return False
+        return True
 
     def exhausted(self, flow: Flow) -> bool:
         """Whether a count that only grows has left the range that the rule asks for."""

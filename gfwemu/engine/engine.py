@@ -70,9 +70,11 @@ class Engine:
         commands = self._unsent
         match event:
             case PacketArrived():
+                censor_now = self._epoch + (event.now - self._epoch) * self._time_scale
                 self._timers.run(event.now, commands)
-                self._packet_arrived(event, commands)
-                self._sweep(event.now, commands)
+                self._packet_arrived(event, censor_now, commands)
+                if censor_now > self._flows.table.sweep_at:
+                    self._sweep(event.now, commands)
             case TimerFired():
                 self._timer_wish = None
                 self._timers.run(event.now, commands)
@@ -102,21 +104,23 @@ class Engine:
 
     # -- packets ------------------------------------------------------------------------------------------------
 
-    def _packet_arrived(self, event: PacketArrived, commands: list[Command]) -> None:
+    def _packet_arrived(self, event: PacketArrived, censor_now: float, commands: list[Command]) -> None:
         packet = parse_packet(event.data)
         if isinstance(packet, Malformed):
             commands.append(SetVerdict(event.packet_id, Verdict.ACCEPT))
         elif (packet.more_fragments or packet.fragment_offset) and self._rules.options.fragments.reassemble:
-            self._fragment(event, packet, commands)
+            self._fragment(event, packet, censor_now, commands)
         else:
-            flow, direction = self._flow_of(event, packet, commands)
+            flow, direction = self._flow_of(event, packet, censor_now, commands)
             if self._judge.passes(flow):
                 self._flows.advance(flow, packet, direction)
                 commands.append(SetVerdict(event.packet_id, Verdict.ACCEPT, None, self._offload))
             else:
-                self._perform(self._decide(event, packet, flow, direction, commands), commands)
+                work = Work(event.packet_id, packet, flow, direction, event.now, release_at=event.now)
+                self._decide(work, censor_now, commands)
+                self._perform(work, commands)
 
-    def _fragment(self, event: PacketArrived, packet: Packet, commands: list[Command]) -> None:
+    def _fragment(self, event: PacketArrived, packet: Packet, censor_now: float, commands: list[Command]) -> None:
         """Fragments wait until their datagram is whole; then all of them share its verdict."""
         packet_id, limit = event.packet_id, self._rules.options.hold_packets
         if len(self._held) >= limit:
@@ -124,7 +128,7 @@ class Engine:
         if len(self._held) >= limit:
             commands.append(SetVerdict(packet_id, Verdict.DROP, reason="too many packets wait"))
             return
-        answer = self._fragments.add(packet_id, packet, self._censor_time(event.now))
+        answer = self._fragments.add(packet_id, packet, censor_now)
         self._held[packet_id] = (None, "")
         commands.append(Hold(packet_id, "fragment waits for its datagram"))
         if answer is None:
@@ -133,9 +137,11 @@ class Engine:
         elif isinstance(answer, Refused):
             self._release(answer.packet_ids, Verdict.DROP, "fragments break the policy", commands)
         else:
-            self._whole_datagram(event, answer, commands)
+            self._whole_datagram(event, answer, censor_now, commands)
 
-    def _whole_datagram(self, event: PacketArrived, datagram: Complete, commands: list[Command]) -> None:
+    def _whole_datagram(
+        self, event: PacketArrived, datagram: Complete, censor_now: float, commands: list[Command]
+    ) -> None:
         first, ids = datagram.first, datagram.packet_ids
         raw = build_ip(
             first.src, first.dst, first.proto, datagram.payload, ttl=first.ttl, tos=first.tos, ip_id=first.ip_id
@@ -144,8 +150,9 @@ class Engine:
         if isinstance(packet, Malformed):
             self._release(ids, Verdict.ACCEPT, "", commands)
             return
-        flow, direction = self._flow_of(event, packet, commands)
-        work = self._decide(event, packet, flow, direction, commands)
+        flow, direction = self._flow_of(event, packet, censor_now, commands)
+        work = Work(event.packet_id, packet, flow, direction, event.now, release_at=event.now)
+        self._decide(work, censor_now, commands)
         verdict = Verdict.DROP if work.data is not None else work.verdict
         if verdict is Verdict.ACCEPT and work.release_at > event.now:
             self._timers.set(work.release_at, lambda _: self._released(ids, work.reason))
@@ -153,30 +160,29 @@ class Engine:
             self._release(ids, verdict, work.reason, commands)
         self._inject(work, commands)
 
-    def _flow_of(self, event: PacketArrived, packet: Packet, commands: list[Command]) -> tuple[Flow, Direction]:
+    def _flow_of(
+        self, event: PacketArrived, packet: Packet, censor_now: float, commands: list[Command]
+    ) -> tuple[Flow, Direction]:
         """The flow in which the packet is counted, and its direction; what ended for it is told."""
-        censor_now = self._censor_time(event.now)
         flow, direction, ended = self._flows.find(packet, censor_now, event.came_from)
-        commands.extend([self._ended(gone, event.now, reason) for gone, reason in ended])
+        for gone, reason in ended:
+            commands.append(self._ended(gone, event.now, reason))
         flow.count(direction, len(packet.raw), bool(packet.payload), censor_now)
         return flow, direction
 
-    def _decide(
-        self, event: PacketArrived, packet: Packet, flow: Flow, direction: Direction, commands: list[Command]
-    ) -> Work:
+    def _decide(self, work: Work, censor_now: float, commands: list[Command]) -> None:
         """What is to happen with one whole packet; what there is to tell comes first."""
-        work = Work(event.packet_id, packet, flow, direction, event.now, release_at=event.now)
+        flow, packet = work.flow, work.packet
         readable = not self._rules.options.tcp.verify_checksum or checksum_ok(packet)
-        decision = self._judge.judge(work, self._censor_time(event.now), commands, readable=readable)
+        decision = self._judge.judge(work, censor_now, commands, readable=readable)
         if isinstance(decision.terminal, RedirectFlow):
             alias = decision.terminal.replaced(flow.tuple)
             if flow.alias != alias:
                 self._flows.table.add_alias(flow, alias)
         if readable:
-            self._flows.advance(flow, packet, direction)
+            self._flows.advance(flow, packet, work.direction)
         if work.verdict is Verdict.DROP:
             self._note_drop(work, decision, commands)
-        return work
 
     # -- commands -----------------------------------------------------------------------------------------------
 
@@ -189,7 +195,8 @@ class Engine:
             work.flow.decision.settled |= settled
             offload = settled and self._offload
             commands.append(SetVerdict(work.packet_id, work.verdict, work.data, offload, work.reason))
-        self._inject(work, commands)
+        if work.forged:
+            self._inject(work, commands)
 
     def _inject(self, work: Work, commands: list[Command]) -> None:
         for forged, rule in work.forged:

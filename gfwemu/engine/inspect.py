@@ -44,7 +44,7 @@ class Inspector:
         """The messages that this packet completes, each with `protocol` among its facts."""
         if packet.proto == Transport.TCP:
             return self._read_segment(packet, flow, direction)
-        if packet.proto == Transport.UDP and packet.payload:
+        if packet.proto == Transport.UDP and packet.payload and flow.sessions != []:
             return self._read_datagram(packet, flow, direction)
         return []
 

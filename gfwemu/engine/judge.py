@@ -99,7 +99,7 @@ class Judge:
         fresh = decision.fresh
         if fresh and flow.facts and not messages:
             messages = [Message(dict(flow.facts))]
-        if messages or fresh or decision.eager:
+        if messages or fresh or (decision.eager and _any_may_hold(work, decision)):
             self._try_rules(work, decision, messages, censor_now, told)
         decision.fresh = False
         if decision.terminal is None:
@@ -120,9 +120,11 @@ class Judge:
         done: set[tuple[str, int]] = set()
         for candidate in tuple(decision.pending if messages or decision.fresh else decision.eager):
             rule = candidate.rule
-            if rule.name in over or not _in_force(rule, censor_now):
+            if (over and rule.name in over) or not _in_force(rule, censor_now):
                 continue
             for position, (view, message) in enumerate(single if candidate.by_message else whole):
+                if not candidate.may_hold(view):
+                    continue
                 found = holds(rule, view)
                 if found is None or (rule.name, position) in done or _is_no_query(rule, message):
                     continue
@@ -149,7 +151,10 @@ class Judge:
     def _settle(self, flow: Flow, decision: Decision, *, fresh: bool) -> None:
         """Drops rules that can no longer fire; a flow without any passes for good."""
         over = self._inspector.finished(flow)
-        if fresh or over != decision.messages_over or any(one.exhausted(flow) for one in decision.eager):
+        stale = fresh or over is not decision.messages_over
+        for one in decision.eager:
+            stale = stale or (bool(one.limits) and one.exhausted(flow))
+        if stale:
             decision.messages_over = over
             decision.pending = [one for one in decision.pending if one.may_fire(flow, messages_over=over)]
             decision.eager = [one for one in decision.pending if one.eager]
@@ -181,7 +186,7 @@ class Judge:
 
     def _meet_residual(self, work: Work, decision: Decision, censor_now: float, told: list[Command]) -> bool:
         """Applies the widest residual block that the packet meets, if any."""
-        if not len(self._residuals):
+        if not self._residuals:
             return False
         for block in self._residuals.find(work.flow.tuple, censor_now):
             rule: CompiledRule = block.rule
@@ -213,6 +218,12 @@ class Judge:
 
 def flow_ref(flow: Flow) -> FlowRef:
     return FlowRef(flow.flow_id, flow.tuple, flow.protocol)
+
+
+def _any_may_hold(work: Work, decision: Decision) -> bool:
+    """Whether any rule that needs no message may hold at this packet: mostly none does, and nothing is to be built."""
+    view = View(decision.facts, work.flow.facts, PacketView(work.packet, work.flow, work.direction))
+    return any(candidate.may_hold(view) for candidate in decision.eager)
 
 
 def _is_treated(decision: Decision, rule: CompiledRule) -> bool:

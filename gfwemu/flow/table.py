@@ -14,14 +14,17 @@ _SWEEP = 8
 
 
 class FlowTable:
-    """Flows by five-tuple, found from both directions. Ended flows are handed to the caller, never lost."""
+    """Flows by five-tuple, found from both directions. Ended flows are handed to the caller, never lost.
+
+    sweep_at: no flow ends before that, so `sweep` has nothing to do until then.
+    """
 
     def __init__(self, options: FlowOptions) -> None:
         self._options = options
         self._by_tuple: dict[FiveTuple, tuple[Flow, Direction]] = {}
         self._by_state: dict[FlowState, OrderedDict[int, Flow]] = {state: OrderedDict() for state in FlowState}
         self._next_id = 1
-        self._sweep_at = 0.0
+        self.sweep_at = 0.0
         self.resize(options)
 
     def resize(self, options: FlowOptions) -> None:
@@ -35,7 +38,7 @@ class FlowTable:
             FlowState.OTHER: options.other,
         }
         self._shortest = min(self._lifetimes.values())
-        self._sweep_at = 0.0
+        self.sweep_at = 0.0
 
     def __len__(self) -> int:
         return sum(len(flows) for flows in self._by_state.values())
@@ -91,8 +94,6 @@ class FlowTable:
 
     def sweep(self, now: float) -> Sequence[Flow]:
         """Removes flows whose lifetime is over, a few at a time, and returns them."""
-        if now <= self._sweep_at:
-            return ()
         ended: list[Flow] = []
         earliest = now + self._shortest
         for state, flows in self._by_state.items():
@@ -104,8 +105,7 @@ class FlowTable:
                     break
                 self.remove(flow)
                 ended.append(flow)
-        # No flow can end before that: what comes later, ends later.
-        self._sweep_at = earliest
+        self.sweep_at = earliest
         return ended
 
     def _forget(self, flow: Flow, key: FiveTuple) -> None:

@@ -3,8 +3,9 @@
 from __future__ import annotations
 
 import re
-from collections.abc import Iterator
+from collections.abc import Iterable, Iterator
 from dataclasses import dataclass, field
+from functools import lru_cache
 
 from gfwemu.rules.compiled import Fact
 from gfwemu.rules.patterns import Keywords, Regexes, check_regex
@@ -162,10 +163,20 @@ class DomainSet:
         ) or bool(self.keywords.search(name))
 
 
-def parents(name: str) -> Iterator[str]:
+def parents(name: str) -> Iterable[str]:
     """The name and every domain above it: `a.b.c`, `b.c`, `c`."""
+    # Many rules ask for the same name one after the other. Longer names than DNS has (RFC 1035) are not worth keeping.
+    return _kept_parents(name) if len(name) <= 255 else _parents(name)
+
+
+def _parents(name: str) -> Iterator[str]:
     yield name
     dot = name.find(".")
     while dot >= 0:
         yield name[dot + 1 :]
         dot = name.find(".", dot + 1)
+
+
+@lru_cache(maxsize=64)
+def _kept_parents(name: str) -> tuple[str, ...]:
+    return tuple(_parents(name))

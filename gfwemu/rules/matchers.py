@@ -182,7 +182,10 @@ class Numbers:
     def match(self, value: Fact) -> str | None:
         if isinstance(value, bool) or not isinstance(value, (int, float)):
             return None
-        return next((interval.text for interval in self.intervals if interval.holds(value)), None)
+        for interval in self.intervals:
+            if interval.holds(value):
+                return interval.text
+        return None
 
     def exhausted(self, value: float) -> bool:
         """Whether neither `value` nor any larger number can match: a count that has come this far never will again."""
