@@ -47,7 +47,9 @@ class InjectorState:
         if setting == "mirror":
             return mirrored
         if setting == "increment":
-            return self.next_of(id(injector), name, self.rng.randint(0, mask)) & mask
+            count = self.next_of(id(injector), name, self.rng.randint(0, mask))
+            # No router sends a packet with a TTL of 0 (RFC 791 section 3.2).
+            return 1 + count % mask if name == "ttl" else count & mask
         return int(setting.sample_int(self.rng)) & mask
 
     def next_of(self, owner: int, name: str, start: int) -> int:

@@ -64,22 +64,28 @@ class Inspector:
         if tcp.reassembly == "none":
             return self._read_alone(packet, flow, direction)
         if tcp.reassembly == "first_segment" and flow.payloads[index] > 1:
-            flow.sessions = []
-            return []
+            # A server that speaks first, and at length, does not hide what its client says.
+            return self._give_up(flow) if flow.payloads[0] else []
+        room = tcp.inspect - flow.inspected[index]
         flow.inspected[index] += len(data)
-        if flow.inspected[index] > tcp.inspect:
-            flow.sessions = []
-            return []
         if len(flow.excerpts[index]) < KEPT_BYTES:
             flow.excerpts[index] += data[: KEPT_BYTES - len(flow.excerpts[index])]
-        return self._feed(flow, direction, data)
+        messages = self._feed(flow, direction, data[:room]) if room > 0 else []
+        return messages if len(data) <= room else messages + self._give_up(flow)
+
+    @staticmethod
+    def _give_up(flow: Flow) -> list[Message]:
+        """Nothing more is read: a protocol that nobody recognised so far is unknown for good."""
+        undecided = bool(flow.sessions) and not flow.confirmed
+        flow.sessions = []
+        return [UNKNOWN] if undecided else []
 
     def _read_alone(self, packet: Packet, flow: Flow, direction: Direction) -> list[Message]:
         """Each segment by itself, as if the stream began and ended with it."""
         flow.sessions = None
-        flow.confirmed = False
         flow.excerpts[direction_index(direction)] = packet.payload[:KEPT_BYTES]
         messages = self._feed(flow, direction, packet.payload)
+        messages += self._give_up(flow)
         flow.sessions = None
         return messages
 
@@ -91,8 +97,6 @@ class Inspector:
         if flow.sessions is None:
             dissectors: list[Dissector] = self._by_transport.get(flow.tuple.proto, [])
             flow.sessions = [(dissector, dissector.open(self._options.dissect)) for dissector in dissectors]
-            if not flow.sessions:
-                return [UNKNOWN]
         alive = []
         for dissector, session in flow.sessions:
             outcome = session.feed(direction, data)

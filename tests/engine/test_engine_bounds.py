@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import itertools
 from dataclasses import replace
 from typing import Any
 
@@ -162,6 +163,17 @@ def test_a_rate_is_exact_whatever_its_size(rate: str, bytes_a_second: float, mod
         passed += len([verdict for verdict in verdicts(reaction) if verdict is Verdict.ACCEPT])
     assert passed == pytest.approx(count / 2, rel=0.02, abs=20)
     book.stop()
+
+
+def test_a_ttl_that_counts_up_is_never_zero() -> None:
+    injectors = [{"ttl": "increment", "window": "increment", "towards": "client"}]
+    reset = rule("reset", {"ip.server": "203.0.113.80"}, placement="on-path", injectors=injectors)
+    book = Playbook(ruleset(reset))
+    forged = [book.packet(TcpTalk(client_port=port).syn()).injected[0] for port in range(1, 600)]
+    assert {packet.ttl for packet in forged} == set(range(1, 256))
+    for before, after in itertools.pairwise(forged):
+        assert (after.ttl - before.ttl) % 255 == 1
+        assert (after.window - before.window) % 65_536 == 1
 
 
 def test_icmp_errors_are_not_answered_with_icmp_errors() -> None:

@@ -49,9 +49,9 @@ def cuts(draw: st.DrawFn, length: int) -> list[tuple[int, int]]:
     return draw(st.permutations([piece for piece in pieces if piece[0] < piece[1]]))
 
 
-def outcome(stream: bytes, pieces: list[tuple[int, int]]) -> Any:
+def outcome(stream: bytes, pieces: list[tuple[int, int]], inspect: int = 65_536) -> Any:
     """Which rules fired on what, and what becomes of the flow."""
-    book = Playbook(ruleset(*DECIDERS, tcp=TcpOptions(reassembly="full")))
+    book = Playbook(ruleset(*DECIDERS, tcp=TcpOptions(reassembly="full", inspect=inspect)))
     talk = TcpTalk()
     for packet in talk.handshake():
         book.packet(packet)
@@ -71,11 +71,11 @@ def outcome(stream: bytes, pieces: list[tuple[int, int]]) -> Any:
 
 
 @settings(max_examples=400)
-@given(st.data(), st.sampled_from(sorted(STREAMS)))
-def test_cutting_a_stream_differently_never_changes_the_outcome(data: st.DataObject, name: str) -> None:
+@given(st.data(), st.sampled_from(sorted(STREAMS)), st.sampled_from([65_536, 0, 20, 80, 517]))
+def test_cutting_a_stream_differently_never_changes_the_outcome(data: st.DataObject, name: str, inspect: int) -> None:
     stream = STREAMS[name]
     whole = [(0, len(stream))] if stream else []
-    assert outcome(stream, data.draw(cuts(len(stream)))) == outcome(stream, whole)
+    assert outcome(stream, data.draw(cuts(len(stream))), inspect) == outcome(stream, whole, inspect)
 
 
 def test_the_streams_of_that_law_come_to_different_outcomes() -> None:

@@ -204,3 +204,47 @@ def test_roles_of_a_flow_that_is_met_in_its_middle(
     assert isinstance(hit, RuleHit)
     assert hit.flow.tuple == (key.reversed() if from_server else key)
     assert hit.direction is (Direction.TO_CLIENT if from_server else Direction.TO_SERVER)
+
+
+# -- how far it reads ----------------------------------------------------------------------------------------------
+
+UNKNOWN = {"protocol": "unknown"}
+
+
+def test_what_is_too_long_to_read_counts_as_unknown() -> None:
+    for limit, expected in ((len(HELLO) - 1, ["unknown"]), (len(HELLO), ["tls"])):
+        rules = ruleset(
+            rule("alert", UNKNOWN, name="unknown"),
+            rule("alert", {"protocol": "tls"}, name="tls"),
+            tcp=TcpOptions(inspect=limit),
+        )
+        for cut in (len(HELLO), 50):
+            book, talk = Playbook(rules), TcpTalk()
+            connected(book, talk)
+            parts = (HELLO[:cut], HELLO[cut:] + b"\0" * 10)
+            assert [hit for part in parts for hit in hits(book.packet(talk.to_server(part)))] == expected
+
+
+def test_a_first_segment_that_does_not_tell_is_unknown_and_a_server_may_speak_first() -> None:
+    rules = ruleset(
+        rule("alert", UNKNOWN, name="unknown"),
+        rule("alert", {"protocol": "tls"}, name="tls"),
+        tcp=TcpOptions(reassembly="first_segment"),
+    )
+    for segments, expected in (((HELLO,), ["tls"]), ((HELLO[:60], HELLO[60:]), ["unknown"])):
+        book, talk = Playbook(rules), TcpTalk()
+        connected(book, talk)
+        for _ in range(3):
+            assert hits(book.packet(talk.to_client(b"\x16"))) == []
+        assert [hit for segment in segments for hit in hits(book.packet(talk.to_server(segment)))] == expected
+
+
+def test_segment_by_segment_what_was_recognised_once_is_not_unknown() -> None:
+    rules = ruleset(rule("alert", UNKNOWN, name="unknown"), tcp=TcpOptions(reassembly="none"))
+    book, talk = Playbook(rules), TcpTalk()
+    connected(book, talk)
+    assert hits(book.packet(talk.to_server(HELLO))) == []
+    assert hits(book.packet(talk.to_client(b"\x8f" * 50))) == []
+    book, talk = Playbook(rules), TcpTalk(client_port=40001)
+    connected(book, talk)
+    assert hits(book.packet(talk.to_server(HELLO[:60]))) == ["unknown"]
