@@ -37,11 +37,15 @@ class Hello:
         except ssl.SSLWantReadError:
             self.record = self._out.read()
 
-    def finish(self, stream: Stream, path: str = "/") -> bytes:
-        """Goes on after the ClientHello was sent: the handshake, a request, and the answer to it."""
+    def start(self, stream: Stream, path: str) -> None:
+        """Goes on after the ClientHello was sent: the handshake, and a request."""
         self._pump(stream, self._tls.do_handshake)
         request = f"GET {path} HTTP/1.1\r\nHost: {self._name}\r\nConnection: close\r\n\r\n".encode()
         self._pump(stream, lambda: self._tls.write(request))
+
+    def finish(self, stream: Stream, path: str = "/") -> bytes:
+        """As `start`, and returns the answer."""
+        self.start(stream, path)
         answer = b""
         while b"\r\n\r\n" not in answer or len(answer.partition(b"\r\n\r\n")[2]) < _length(answer):
             answer += self._pump(stream, lambda: self._tls.read(65_536))
