@@ -9,6 +9,7 @@ from __future__ import annotations
 import errno
 import json
 import os
+import shutil
 import signal
 import sys
 from typing import Any
@@ -79,7 +80,9 @@ def _become(order: dict[str, Any], terminal: int | None) -> int:
     try:
         os.execvp(argv[0], argv)
     except OSError as error:
-        missing = error.errno in (errno.ENOENT, errno.ENOTDIR)
+        # A folder of PATH that we may not look into is none of the program's concern: shells say "not found" then.
+        nowhere = "/" not in argv[0] and shutil.which(argv[0], os.F_OK) is None
+        missing = nowhere or error.errno in (errno.ENOENT, errno.ENOTDIR)
         _say(f"{argv[0]}: {'command not found' if missing else error.strerror}")
         return NOT_FOUND if missing else CANNOT_RUN
 
