@@ -38,6 +38,7 @@ HERE = Path(__file__).resolve().parent
 LONGEST_STEP = 30.0
 # The options by which the commands of demo.yaml limit their time.
 TIME_LIMIT = re.compile(r"(--max-time |--connect-timeout |--timeout |\+time=|ping .*-W )(\d+)")
+MEASURED = re.compile(r"^(\d+) bytes from ([0-9.]+) s to ([0-9.]+) s$", re.MULTILINE)
 # Runs a command line in a group of its own until it ends, or until our standard input does: ssh hands on no signals.
 WHILE_WANTED = """
 exec 3<&0
@@ -121,10 +122,11 @@ class Observed:
 
     def speed(self) -> float | None:
         """Bytes per second, where curl printed it."""
-        for line in self.output.splitlines():
-            if line.startswith("speed "):
-                return float(line.split()[1])
-        return None
+        measured = MEASURED.search(self.output)
+        if measured is None:
+            return None
+        size, start, stop = map(float, measured.groups())
+        return size / max(stop - start, 0.001)
 
     def told(self, wanted: str) -> str:
         """What to show: the measured rate, the line that was waited for, else the last line."""
@@ -195,7 +197,7 @@ def end(process: subprocess.Popen[bytes], patience: float) -> int | None:
 Check = tuple[str, Callable[[Observed], bool]]
 
 
-def expectations(step: dict[str, Any]) -> Iterator[Check]:
+def expectations(step: dict[str, Any], patience: float) -> Iterator[Check]:
     """What must hold of a step, each in words and as a test."""
     if "exit" in step:
         yield f"exit {step['exit']}", lambda seen: seen.exit == step["exit"]
@@ -210,7 +212,7 @@ def expectations(step: dict[str, Any]) -> Iterator[Check]:
         rate, within = parse_quantity(step["rate"], "rate"), float(step["within"])
         yield f"about {rate_text(rate)} set", lambda seen: abs((seen.speed() or 0) - rate) <= within * rate
     if "at_least" in step:
-        least = parse_quantity(step["at_least"], "rate")
+        least = parse_quantity(step["at_least"], "rate") / patience
         yield f"at least {rate_text(least)}", lambda seen: (seen.speed() or 0) >= least
 
 
@@ -229,7 +231,7 @@ class Row:
 def run_case(case: dict[str, Any], commands: dict[str, str], stage: Stage, patience: float) -> Iterator[Row]:
     """A row for each step. ok None: the machine cannot do it, and says why."""
     for step in case["steps"]:
-        checks = list(expectations(step))
+        checks = list(expectations(step, patience))
         expected = ", ".join(words for words, _ in checks)
         reason = stage.lacks(step["needs"]) if "needs" in step else ""
         if reason:
@@ -275,7 +277,7 @@ def table_of(rows: list[Row]) -> Table:
     metavar="FACTOR",
     type=click.FloatRange(min=1),
     default=1.0,
-    help="Multiplies what every program has of time, for slow machines.",
+    help="For slow machines: every program has so many times the time, and may be so many times as slow.",
 )
 def demo(only: tuple[str, ...], as_json: bool, client: str | None, censor: str | None, patience: float) -> None:
     """Real programs behind several emulated firewalls: expected beside observed.
