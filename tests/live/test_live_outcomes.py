@@ -4,26 +4,12 @@ from __future__ import annotations
 
 import pytest
 from live_kit import Client
+from live_nodes import Node
+from live_tables import BLOCKED, ICMP_ERRORS, INNOCENT, icmp_error
 
 pytestmark = pytest.mark.kernel
 
 BOTH = pytest.mark.parametrize("family", ["-4", "-6"])
-
-# name, curl's exit codes: what the interference looks like from the client.
-BLOCKED = [
-    ("https://endpoint-drop.example/", {28}),
-    ("https://endpoint-reset.example/", {7}),
-    ("https://sni-drop.example/", {28}),
-    ("https://www.sni-drop.example/", {28}),
-    ("https://SNI-Drop.Example/", {28}),
-    ("https://sni-reset.example/", {35}),
-    ("https://sni-fin.example/", {35}),
-    ("https://sni-rewrite.example/", {35}),
-    ("https://sni-alert.example/", {35}),
-    ("http://www.allowed.example/ForbiddenString", {28}),
-    ("http://www.allowed.example/ResetString", {56}),
-    ("http://www.allowed.example/FinString", {52}),
-]
 
 
 @BOTH
@@ -31,25 +17,6 @@ BLOCKED = [
 def test_interference_shows_as_published(client: Client, url: str, exits: set[int], family: str) -> None:
     seen = client.curl(url, family)
     assert seen.exit in exits, seen
-
-
-# Names close to the blocked ones, and innocent failures, which look like themselves and fire no rule.
-INNOCENT = [
-    ("https://www.allowed.example/", 0, "hello from www.allowed.example"),
-    ("https://not-sni-drop.example/", 0, "hello from"),
-    ("https://sni-drop.example.test/", 0, "hello from"),
-    ("https://shielded.sni-drop.example/", 0, "hello from"),
-    ("https://sni-notice.example/", 0, "hello from"),
-    ("https://sni-outside-only.example/", 0, "hello from"),
-    ("https://sni-night.example/", 0, "hello from"),
-    ("http://unreachable.example/", 0, "hello from"),
-    ("http://www.allowed.example/forbidden-string", 0, "hello from"),
-    ("https://expired.example/", 60, ""),
-    ("https://mismatch.example/", 60, ""),
-    ("https://close.example/", 52, ""),
-    ("http://refused.example/", 7, ""),
-    ("http://absent.example/", 6, ""),
-]
 
 
 @BOTH
@@ -67,6 +34,11 @@ def test_icmp_unreachable_is_told_at_once(client: Client, family: str) -> None:
     seen = client.curl("https://unreachable.example/", family)
     assert seen.exit == 7
     assert seen.seconds < 1.5
+
+
+@pytest.mark.parametrize(("version", "port", "code"), ICMP_ERRORS)
+def test_icmp_codes(client_node: Node, version: int, port: int, code: int) -> None:
+    assert icmp_error(client_node, version, port) == code
 
 
 @BOTH
