@@ -20,9 +20,10 @@ from typing import Any
 
 import click
 from benchmarks import machine
+from benchmarks.censor import MeasureError
 from benchmarks.figures import Figure
 from benchmarks.measures import bulk, connections, dns, flows, latency, load, packets, replay, reset
-from benchmarks.stage import QUICK, Bench, MeasureError, Scale
+from benchmarks.stage import QUICK, Bench, Scale
 from benchmarks.table import machine_words, make_table
 from rich.console import Console
 
@@ -47,7 +48,21 @@ _ASK_HOP = "from gfwemu.kernel.hop import find_hop; from gfwemu.kernel.nft impor
     metavar="FILE",
     help=f"An earlier run's JSON to compare with; lab/{KEPT_TABLE.name} by default, where it is.",
 )
-def bench(only: tuple[str, ...], quick: bool, rounds: int | None, json_file: str | None, compare: Path | None) -> None:
+@click.option(
+    "--profile",
+    "profiles",
+    type=click.Path(file_okay=False, path_type=Path),
+    metavar="FOLDER",
+    help="Keep cProfile's statistics of the daemon here, a file a measure. It slows the daemon down.",
+)
+def bench(
+    only: tuple[str, ...],
+    quick: bool,
+    rounds: int | None,
+    json_file: str | None,
+    compare: Path | None,
+    profiles: Path | None,
+) -> None:
     """Measure what the censor costs: one table, a few minutes.
 
     \b
@@ -60,6 +75,9 @@ def bench(only: tuple[str, ...], quick: bool, rounds: int | None, json_file: str
     Exit codes: 0 everything was measured, 1 a measure failed, 2 wrong usage, 4 the machine lacks something.
     """
     earlier = read_earlier(compare, quick)
+    if profiles is not None:
+        profiles = profiles.absolute()
+        profiles.mkdir(parents=True, exist_ok=True)
     scale = QUICK if quick else Scale()
     if rounds:
         scale = dataclasses.replace(scale, rounds=rounds)
@@ -72,10 +90,11 @@ def bench(only: tuple[str, ...], quick: bool, rounds: int | None, json_file: str
     began = time.monotonic()
     with tempfile.TemporaryDirectory(prefix="gfwemu-bench-") as directory:
         Path(directory).chmod(0o755)
-        work = Bench(scale, Path(directory))
+        work = Bench(scale, Path(directory), profiles)
         about["hop"] = queue_hop(work)
         for measure in chosen:
             progress.print(f"{measure.NAME} ...", highlight=False)
+            work.measuring = measure.NAME
             try:
                 figures += measure.measure(work)
             except (GfwemuError, MeasureError, OSError, subprocess.TimeoutExpired) as error:

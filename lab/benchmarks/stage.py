@@ -4,25 +4,21 @@ from __future__ import annotations
 
 import contextlib
 import json
-import os
 import subprocess
 import sys
+import tempfile
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
 from benchmarks import workload
+from benchmarks.censor import Censor, MeasureError, censoring
 from gfwemu.netlab.lab import Lab
 from gfwemu.netlab.topology import load_topology
 
 TRAFFIC = Path(__file__).resolve().parent / "traffic"
-_TICKS = os.sysconf("SC_CLK_TCK")
 _QUEUES = "/proc/net/netfilter/nfnetlink_queue"
-
-
-class MeasureError(Exception):
-    """A measure that measured something else than it says, or nothing."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -30,7 +26,7 @@ class Scale:
     """How long and how often is measured, and how large the lists are."""
 
     rounds: int = 3
-    seconds: float = 3.0
+    seconds: int = 3
     names: int = 100_000
     networks: int = 20_000
     huge_names: int = 1_000_000
@@ -40,31 +36,41 @@ class Scale:
     replay_packets: int = 200_000
 
 
-QUICK = Scale(3, 0.7, 10_000, 2_000, 50_000, 10_000, 5_000, 150, 20_000)
+QUICK = Scale(3, 1, 10_000, 2_000, 50_000, 10_000, 5_000, 150, 20_000)
 
 
 @dataclass(frozen=True, slots=True)
 class Work:
     """The censor's work so far: packets that were queued, CPU seconds of its daemon."""
 
-    queued: int = 0
-    cpu: float = 0.0
+    queued: int
+    cpu: float
+
+    def since(self, earlier: Work) -> Work:
+        return Work(self.queued - earlier.queued, self.cpu - earlier.cpu)
+
+    def words(self, seconds: float) -> str:
+        """What it was in so many seconds."""
+        text = f"{self.queued:,} packets queued, daemon at {self.cpu / seconds:.0%} of a CPU"
+        return f"{text}, {self.cpu / self.queued * 1e6:.0f} us a packet" if self.queued and self.cpu else text
 
 
 class Stage:
-    """One lab and the programs of the traffic folder in it."""
+    """One lab and the programs of the traffic folder in it. `censor` None: plain forwarding."""
 
-    def __init__(self, lab: Lab) -> None:
+    def __init__(self, lab: Lab, censor: Censor | None = None) -> None:
         self.lab = lab
+        self.censor = censor
 
     @contextlib.contextmanager
-    def serve(self, script: str, *arguments: object, ready: bytes = b"ready") -> Iterator[None]:
-        """A server on the internet node, which is up inside the block."""
-        with self.serving(_command(script, arguments), ready):
+    def serve(self, script: str, *arguments: object) -> Iterator[None]:
+        """A server of the traffic folder on the internet node, which is up inside the block."""
+        with self.serving(_command(script, arguments), b"ready"):
             yield
 
     @contextlib.contextmanager
     def serving(self, argv: Sequence[str], ready: bytes) -> Iterator[None]:
+        """The same for any program that prints `ready` when it is, and then nothing much."""
         process = self.lab.popen(
             "internet", argv, stdin=subprocess.PIPE, stdout=subprocess.PIPE, stderr=subprocess.STDOUT
         )
@@ -93,6 +99,7 @@ class Stage:
         return found
 
     def run(self, argv: Sequence[str], *, timeout: float, node: str = "client", as_root: bool = False) -> str:
+        """What a program prints. Raises MeasureError where it fails."""
         done = self.lab.exec(node, argv, timeout=timeout, as_root=as_root)
         if done.returncode:
             said = (done.stderr or done.stdout).decode(errors="replace").strip()
@@ -105,30 +112,24 @@ class Stage:
         return sum(int(line.split()[2]) for line in table.splitlines()[2:] if line.split()[0] != "lo:")
 
     def work(self) -> Work:
-        """Nothing where there is no censor."""
-        service = self.lab.attached.state["services"].get("daemon")
-        if service is None:
-            return Work()
-        text = self.run(
-            ["cat", f"/proc/{service['pid']}/stat", _QUEUES], timeout=10, node="censor", as_root=True
-        ).splitlines()
-        fields = text[0].rpartition(")")[2].split()
-        # proc(5): utime and stime are fields 14 and 15, the state is 3. The queue's eighth column numbers its packets.
-        return Work(int(text[1].split()[7]), (int(fields[11]) + int(fields[12])) / _TICKS)
-
-    def check(self) -> None:
-        """Raises MeasureError where the engine failed: what was measured is not what users get."""
-        log = self.lab.directory / "daemon.log"
-        if log.exists() and "the engine failed" in (text := log.read_text(encoding="utf-8", errors="replace")):
-            raise MeasureError(f"the engine failed while it was measured: {text[-500:]}")
+        """Of the censor so far; there must be one."""
+        assert self.censor is not None
+        row = self.run(["cat", _QUEUES], timeout=10, node="censor", as_root=True).split()
+        # The kernel's nfnetlink_queue.c (seq_show): the eighth column is the number of the last packet queued.
+        return Work(int(row[7]), self.censor.cpu())
 
 
 class Bench:
-    """What every measure gets: its scale, files to work in, and labs."""
+    """What every measure gets: its scale, files to work in, and labs.
 
-    def __init__(self, scale: Scale, directory: Path) -> None:
+    profiles: a folder for cProfile's statistics of the daemon; None: it is measured undisturbed.
+    """
+
+    def __init__(self, scale: Scale, directory: Path, profiles: Path | None = None) -> None:
         self.scale = scale
         self.directory = directory
+        self.profiles = profiles
+        self.measuring = ""
 
     @contextlib.contextmanager
     def plain(self) -> Iterator[Stage]:
@@ -137,16 +138,19 @@ class Bench:
             yield Stage(lab)
 
     @contextlib.contextmanager
-    def censored(self) -> Iterator[Stage]:
-        """The chain with the big profile."""
-        with Lab(load_topology("bare"), rules=[self.profile()]) as lab:
-            stage = Stage(lab)
-            yield stage
-            stage.check()
+    def censored(self, rules: Path | None = None) -> Iterator[Stage]:
+        """The chain with a censor, by default with the big profile."""
+        profile = self.profiles / f"{self.measuring}.prof" if self.profiles is not None else None
+        with (
+            tempfile.TemporaryDirectory(dir=self.directory) as folder,
+            Lab(load_topology("bare")) as lab,
+            censoring(lab, rules or self.profile(), Path(folder), profile) as censor,
+        ):
+            yield Stage(lab, censor)
 
     @contextlib.contextmanager
     def both(self) -> Iterator[tuple[Stage, Stage]]:
-        """The chain without a censor and with one. The idle one costs nothing."""
+        """The chain without a censor, and with one that has the big profile. The idle one costs nothing."""
         with self.plain() as plain, self.censored() as censored:
             yield plain, censored
 
@@ -168,9 +172,3 @@ class Bench:
 
 def _command(script: str, arguments: Sequence[object]) -> list[str]:
     return [sys.executable, "-I", "-S", str(TRAFFIC / f"{script}.py"), *map(str, arguments)]
-
-
-def load_words(before: Work, after: Work, seconds: float) -> str:
-    """How much the censor had to do between two looks."""
-    share = (after.cpu - before.cpu) / seconds
-    return f"{after.queued - before.queued:,} packets queued, daemon at {share:.0%} of a CPU"

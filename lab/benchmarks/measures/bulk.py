@@ -2,8 +2,12 @@
 
 from __future__ import annotations
 
+import contextlib
+from collections.abc import Iterator
+
+from benchmarks.censor import MeasureError
 from benchmarks.figures import Figure, Rounds, Target
-from benchmarks.stage import Bench, MeasureError, Stage, load_words
+from benchmarks.stage import Bench, Stage
 from benchmarks.workload import ALLOWED_SERVER, FROZEN_SERVER
 
 NAME = "bulk"
@@ -13,12 +17,14 @@ _LEAST_QUEUED = 0.3
 
 def measure(bench: Bench) -> list[Figure]:
     rounds = Rounds()
-    seconds = max(1, round(bench.scale.seconds))
+    seconds = bench.scale.seconds
     listening = ["iperf3", "--server", "--forceflush"], b"listening"
     with bench.both() as (plain, censored), plain.serving(*listening), censored.serving(*listening):
         rounds.add(ceiling=_gigabits(plain, "127.0.0.1", seconds, "internet"))
         for _ in range(bench.scale.rounds):
             rounds.add(plain=_gigabits(plain, ALLOWED_SERVER, seconds))
+            with _tracked(plain):
+                rounds.add(tracked=_gigabits(plain, ALLOWED_SERVER, seconds))
             start = censored.work()
             rounds.add(allowed=_gigabits(censored, ALLOWED_SERVER, seconds))
             middle = censored.work()
@@ -36,12 +42,19 @@ def measure(bench: Bench) -> list[Figure]:
             note=f"iperf3 over one namespace's loopback: {rounds['ceiling'][0]:.1f} Gbit/s",
         ),
         Figure(
+            "bulk-tracked",
+            "bulk TCP, connection tracking and nothing else",
+            "of plain",
+            rounds.ratios("tracked", "plain"),
+            note="what the kernel's own answer for decided flows costs at least",
+        ),
+        Figure(
             "bulk-allowed",
             "bulk TCP, allowed flow, big profile",
             "of plain",
             rounds.ratios("allowed", "plain"),
             Target(0.95, "at least"),
-            load_words(start, middle, seconds),
+            middle.since(start).words(seconds),
         ),
         Figure(
             "bulk-queued",
@@ -49,9 +62,21 @@ def measure(bench: Bench) -> list[Figure]:
             "of plain",
             rounds.ratios("counted", "plain"),
             Target(0.5, "at least"),
-            load_words(middle, end, seconds),
+            end.since(middle).words(seconds),
         ),
     ]
+
+
+@contextlib.contextmanager
+def _tracked(stage: Stage) -> Iterator[None]:
+    """The plain router tracks connections inside the block, as it must for any answer by connection mark."""
+    chain = "add chain inet tracked forward { type filter hook forward priority 0; }"
+    rule = "add rule inet tracked forward ct state established accept"
+    stage.run(["nft", f"add table inet tracked; {chain}; {rule}"], timeout=10, node="censor", as_root=True)
+    try:
+        yield
+    finally:
+        stage.run(["nft", "delete table inet tracked"], timeout=10, node="censor", as_root=True)
 
 
 def _gigabits(stage: Stage, server: str, seconds: int, node: str = "client") -> float:

@@ -7,8 +7,9 @@ import subprocess
 import sys
 from pathlib import Path
 
+from benchmarks.censor import MeasureError
 from benchmarks.figures import Figure, Rounds, Target
-from benchmarks.stage import Bench, MeasureError
+from benchmarks.stage import Bench
 
 NAME = "flows"
 _LAB = Path(__file__).resolve().parents[2]

@@ -4,8 +4,9 @@ from __future__ import annotations
 
 from pathlib import Path
 
+from benchmarks.censor import MeasureError
 from benchmarks.figures import Figure, Rounds, Target, quantile
-from benchmarks.stage import Bench, MeasureError, Stage
+from benchmarks.stage import Bench, Stage
 from benchmarks.workload import ALLOWED_SERVER
 
 NAME = "latency"

@@ -2,8 +2,9 @@
 
 from __future__ import annotations
 
+from benchmarks.censor import MeasureError
 from benchmarks.figures import Figure, Rounds, Target
-from benchmarks.stage import Bench, MeasureError, Stage
+from benchmarks.stage import Bench, Stage
 from benchmarks.workload import ALLOWED_SERVER, UNSETTLED_PORT
 
 NAME = "packets"
@@ -29,14 +30,14 @@ def measure(bench: Bench) -> list[Figure]:
             spent = _flood(censored, seconds)
             end = censored.work()
             # The packets that wait in the queue at the end are counted, too: a few thousand at most.
-            rounds.add(queued=(end.queued - start.queued) / spent, cpu=(end.cpu - start.cpu) / spent)
+            rounds.add(queued=end.since(start).queued / spent)
     plain_figure = Figure(
         "packets-plain", f"UDP packets of {_SIZE} bytes, plain forwarding", "/s", rounds["plain"], note="the generator"
     )
     figure = Figure("packets", "UDP packets that stay queued, one worker", "/s", rounds["queued"])
     if not figure.median:
         raise MeasureError("no packet was queued")
-    limit = f"daemon at {max(rounds['cpu']):.0%} of a CPU"
+    limit = end.since(start).words(spent)
     if plain_figure.median < _HEADROOM * figure.median:
         limit = f"the generator is the limit; {limit}"
     return [

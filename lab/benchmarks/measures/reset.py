@@ -2,8 +2,9 @@
 
 from __future__ import annotations
 
+from benchmarks.censor import MeasureError
 from benchmarks.figures import Figure, Rounds, Target, quantile
-from benchmarks.stage import Bench, MeasureError
+from benchmarks.stage import Bench
 from benchmarks.workload import ALLOWED_SERVER, FORBIDDEN, client_hello
 
 NAME = "reset"
