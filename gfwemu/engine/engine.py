@@ -108,9 +108,12 @@ class Engine:
         packet = parse_packet(event.data)
         if isinstance(packet, Malformed):
             commands.append(SetVerdict(event.packet_id, Verdict.ACCEPT))
-        elif (packet.more_fragments or packet.fragment_offset) and self._rules.options.fragments.reassemble:
+        elif packet.is_fragment and self._rules.options.fragments.reassemble:
             self._fragment(event, packet, censor_now, commands)
         else:
+            if packet.is_fragment:
+                # A piece tells whose it is and no more: half a header must not pass for options or data.
+                packet.payload, packet.flags = b"", 0
             flow, direction = self._flow_of(event, packet, censor_now, commands)
             if self._judge.passes(flow):
                 self._flows.advance(flow, packet, direction)

@@ -103,7 +103,9 @@ class Judge:
             self._try_rules(work, decision, messages, censor_now, told)
         decision.fresh = False
         if decision.terminal is None:
-            self._settle(flow, decision, fresh=fresh)
+            # A piece of a datagram says nothing of what its flow may still bring.
+            over = self._inspector.finished(flow) and not packet.is_fragment
+            self._settle(flow, decision, fresh=fresh, messages_over=over)
         if decision.terminal is not None:
             flow.forget_stream()
 
@@ -148,15 +150,15 @@ class Judge:
             work.flow.rules.append(rule.name)
         told.append(_hit(rule, work, evidence, view))
 
-    def _settle(self, flow: Flow, decision: Decision, *, fresh: bool) -> None:
+    @staticmethod
+    def _settle(flow: Flow, decision: Decision, *, fresh: bool, messages_over: bool) -> None:
         """Drops rules that can no longer fire; a flow without any passes for good."""
-        over = self._inspector.finished(flow)
-        stale = fresh or over is not decision.messages_over
+        stale = fresh or messages_over is not decision.messages_over
         for one in decision.eager:
             stale = stale or (bool(one.limits) and one.exhausted(flow))
         if stale:
-            decision.messages_over = over
-            decision.pending = [one for one in decision.pending if one.may_fire(flow, messages_over=over)]
+            decision.messages_over = messages_over
+            decision.pending = [one for one in decision.pending if one.may_fire(flow, messages_over=messages_over)]
             decision.eager = [one for one in decision.pending if one.eager]
         if not decision.pending:
             decision.terminal = PassFlow()

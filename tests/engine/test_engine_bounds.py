@@ -13,11 +13,11 @@ from gfwemu.engine.commands import SetVerdict
 from gfwemu.engine.engine import Engine
 from gfwemu.engine.events import PacketArrived
 from gfwemu.engine.records import RuleHit
-from gfwemu.flow.options import FlowOptions, FragmentOptions
-from gfwemu.model import FiveTuple, Verdict, address_bytes
+from gfwemu.flow.options import FlowOptions, FragmentOptions, TcpOptions
+from gfwemu.model import FiveTuple, Side, Verdict, address_bytes
 from gfwemu.rules.compiled import EngineOptions, RuleSet
 from gfwemu.testing.playbook import Playbook, Reaction, TcpTalk, UdpTalk
-from gfwemu.wire.build import build_ip, build_udp
+from gfwemu.wire.build import build_ip, build_tcp, build_udp
 from gfwemu.wire.packet import TcpFlags
 
 ANY_UDP: dict[str, Any] = {"transport": "udp"}
@@ -112,6 +112,29 @@ def test_without_reassembly_a_fragment_is_a_packet() -> None:
         assert injected == ([1, *[0] * (len(pieces) - 1)] if action == "icmp_unreachable" else [0] * len(pieces))
     book = Playbook(ruleset(rule("drop", {"ip.server": "203.0.113.81"}), fragments=alone))
     assert [book.packet(piece).verdict for piece in pieces] == [Verdict.ACCEPT] * len(pieces)
+
+
+def test_the_first_piece_of_a_syn_does_not_settle_the_flow() -> None:
+    for create_on, expected in (("syn", Verdict.ACCEPT), ("synack", Verdict.DROP), ("any", Verdict.DROP)):
+        rules = ruleset(
+            rule("drop", {"tls.sni": "b.example"}),
+            tcp=TcpOptions(create_on=create_on),  # type: ignore[arg-type]
+            fragments=FragmentOptions(reassemble=False),
+        )
+        book, talk = Playbook(rules), TcpTalk()
+        key = talk.tuple
+        syn = build_tcp(key, seq=1000, ack=0, flags=TcpFlags.SYN, options=b"\x01" * 20)
+        talk.syn()
+        header = syn[20:]
+        for offset in (0, 24):
+            piece = header[offset : offset + 24]
+            more = offset == 0
+            data = build_ip(key.src, key.dst, 6, piece, ip_id=1, more_fragments=more, fragment_offset=offset)
+            assert book.packet(data, came_from=Side.INSIDE).verdict is Verdict.ACCEPT
+        book.packet(talk.syn_ack(), came_from=Side.OUTSIDE)
+        book.packet(talk.to_server(), came_from=Side.INSIDE)
+        hello = book.packet(talk.to_server(client_hello("b.example")), came_from=Side.INSIDE)
+        assert hello.verdict is expected, create_on
 
 
 # -- memory --------------------------------------------------------------------------------------------------------
