@@ -32,6 +32,11 @@ def lacks(item: pytest.Item) -> str | None:
     return missing_needs(need for marker in item.iter_markers("needs") for need in marker.args)
 
 
+def pytest_make_parametrize_id(val: object) -> str | None:
+    """pytest-xdist takes what stands before the last `::` for the module; an IPv6 address would cut it in two."""
+    return val.replace("::", ":_:") if isinstance(val, str) and "::" in val else None
+
+
 @pytest.hookimpl(tryfirst=True)
 def pytest_runtest_setup(item: pytest.Item) -> None:
     if missing := lacks(item):

@@ -221,7 +221,8 @@ def drive(client: Client, client_node: Node, internet_node: Node, wire: Wire) ->
     return Drive(client, client_node, internet_node, wire)
 
 
-@pytest.mark.parametrize("case", CASES, ids=[case.match for case in CASES])
+# Without `::`, which pytest-xdist takes for the end of the module's name.
+@pytest.mark.parametrize("case", CASES, ids=[case.match.replace("::", ":_:") for case in CASES])
 def test_a_match_meets_what_it_names_and_not_what_lies_next_to_it(drive: Drive, case: Case) -> None:
     name = f"case-{CASES.index(case)}"
     drive.client.load(
