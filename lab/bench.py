@@ -87,23 +87,25 @@ def bench(
     about = machine.describe()
     figures: list[Figure] = []
     failures: dict[str, str] = {}
-    began = time.monotonic()
+    spent: dict[str, float] = {}
     with tempfile.TemporaryDirectory(prefix="gfwemu-bench-") as directory:
         Path(directory).chmod(0o755)
         work = Bench(scale, Path(directory), profiles)
         about["hop"] = queue_hop(work)
         for measure in chosen:
-            progress.print(f"{measure.NAME} ...", highlight=False)
-            work.measuring = measure.NAME
+            progress.print(f"{measure.NAME} ...", highlight=False, end=" ")
+            work.measuring, started = measure.NAME, time.monotonic()
             try:
                 figures += measure.measure(work)
             except (GfwemuError, MeasureError, OSError, subprocess.TimeoutExpired) as error:
                 failures[measure.NAME] = str(error)
+            spent[measure.NAME] = round(time.monotonic() - started, 1)
+            progress.print(f"{spent[measure.NAME]:.0f} s", highlight=False)
     record = {
         "format": FORMAT,
         "time": datetime.now(UTC).isoformat(timespec="seconds"),
         "commit": commit(),
-        "seconds": round(time.monotonic() - began),
+        "seconds": spent,
         "quick": quick,
         "machine": about,
         "scale": dataclasses.asdict(scale),

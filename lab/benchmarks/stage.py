@@ -26,7 +26,7 @@ class Scale:
     """How long and how often is measured, and how large the lists are."""
 
     rounds: int = 3
-    seconds: int = 3
+    seconds: int = 2
     names: int = 100_000
     networks: int = 20_000
     huge_names: int = 1_000_000

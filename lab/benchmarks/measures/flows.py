@@ -24,7 +24,7 @@ def measure(bench: Bench) -> list[Figure]:
             [sys.executable, "-m", "benchmarks.live_flows", str(bench.profile()), str(flows)],
             cwd=_LAB,
             capture_output=True,
-            timeout=120,
+            timeout=300,
             check=False,
         )
         if done.returncode:

@@ -17,10 +17,18 @@ def measure(bench: Bench) -> list[Figure]:
         with bench.censored(folder / "rules.yaml") as stage:
             censor = stage.censor
             assert censor is not None
-            rounds.add(seconds=censor.start_seconds, memory=censor.memory("VmRSS"), peak=censor.memory("VmHWM"))
+            rounds.add(seconds=censor.start_seconds, cpu=censor.cpu())
+            rounds.add(memory=censor.memory("VmRSS"), peak=censor.memory("VmHWM"))
     lists = f"{scale.huge_names:,} domains + {scale.huge_networks:,} prefixes"
     return [
-        Figure("load-time", f"start with {lists}", "s", rounds["seconds"], Target(10, "at most")),
+        Figure(
+            "load-time",
+            f"start with {lists}",
+            "s",
+            rounds["seconds"],
+            Target(10, "at most"),
+            f"{min(rounds['cpu']):.1f} s of CPU",
+        ),
         Figure(
             "load-memory",
             f"daemon's memory with {lists}",
