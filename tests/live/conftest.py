@@ -25,7 +25,8 @@ from gfwemu.netlab.topology import load_topology
 def client(request: pytest.FixtureRequest, tmp_path_factory: pytest.TempPathFactory) -> Iterator[Client]:
     """A client behind the module's censor: its `RULES` (YAML), else features.yaml.
 
-    `LAB`: options of the lab; `services` as in a topology file, `capture` for one in the client's directory.
+    `LAB`: options of the lab; `services` as in a topology file, `capture` for one in the client's directory,
+    `topology` by name instead of topology.yaml.
     """
     rules = HERE / "features.yaml"
     directory = tmp_path_factory.mktemp("rules")
@@ -36,7 +37,8 @@ def client(request: pytest.FixtureRequest, tmp_path_factory: pytest.TempPathFact
     services = TypeAdapter(list[Service]).validate_python(options.pop("services", []))
     if options.pop("capture", False):
         options["pcap"] = directory / "capture.pcapng"
-    with Lab(load_topology(str(TOPOLOGY)), rules=[rules], extra_services=services, **options) as lab:
+    topology = load_topology(options.pop("topology", TOPOLOGY))
+    with Lab(topology, rules=[rules], extra_services=services, **options) as lab:
         yield Client(lab, directory)
 
 
