@@ -15,6 +15,8 @@ pytestmark = pytest.mark.kernel
 # kbit/s of IP packets; a page of so many bytes takes a second or so.
 RULES = """version: 1
 defaults: {seed: 5}
+subscribers:
+  house: {addresses: [192.0.2.10, "2001:db8:1::10"]}
 rules:
   - {name: police, match: {tls.sni: police.example}, action: throttle, with: {rate: 1000kbit}}
   - {name: shape, match: {tls.sni: shape.example}, action: throttle, with: {rate: 1000kbit, mode: shape, limit: 200KB}}
@@ -118,7 +120,7 @@ def test_flows_of_a_rule_share_one(client: Client) -> None:
 def test_a_subscriber_has_one_and_another_another(client: Client) -> None:
     one, two = ("--interface", "192.0.2.10"), ("--interface", "192.0.2.11")
     name = "subscriber.example"
-    assert together(client, (name, *one), (name, *one)) > 0.95 * SHARED
+    assert together(client, (name, *one), (name, "-6", "--interface", "2001:db8:1::10")) > 0.95 * SHARED
     assert together(client, (name, *one), (name, *two)) < 0.8 * SHARED
 
 
