@@ -78,6 +78,16 @@ def met(node: Node, address: str, port: int = 443, *, local_port: int = 0) -> st
     return visit(node, address, port, local_port=local_port, patience=SILENCE)
 
 
+def until(node: Node, wanted: str, address: str, *, local_port: int = 0) -> float:
+    """Visits until that is met; returns when something else was met last."""
+    deadline = time.monotonic() + 10
+    last = 0.0
+    while visit(node, address, local_port=local_port, patience=SILENCE) != wanted:
+        last = time.monotonic()
+        assert last < deadline, f"never met {wanted}"
+    return last
+
+
 @FAMILIES
 def test_a_2tuple_meets_every_port_and_no_other_server_or_client(
     client: Client, client_node: Node, version: int
@@ -119,12 +129,9 @@ def test_a_block_ends_after_its_time(client: Client, client_node: Node, version:
     address, port = address_of(name, version), 42_000 if name == "four" else 0
     if name != "four":
         # Earlier tests may have left a block; a new trigger is possible once that is over.
-        while met(client_node, address) != "ok":
-            pass
+        until(client_node, "ok", address)
     began = trigger(client, client_node, name, version, local_port=port)
-    last_met = 0.0
-    while met(client_node, address, local_port=port) != "ok":
-        last_met = time.monotonic() - began
+    last_met = until(client_node, "ok", address, local_port=port) - began
     ended = time.monotonic() - began
     assert last_met > SECONDS - 2 * SILENCE
     assert SECONDS - SILENCE < ended < SECONDS + 1.0
@@ -155,8 +162,7 @@ def test_an_open_connection_falls_under_the_block_and_comes_out_again(
     """Both of its ends were decided, and left to the kernel, before."""
     request = b"GET / HTTP/1.1\r\nHost: two.example\r\n\r\n"
     address = address_of("two", version)
-    while met(client_node, address) != "ok":
-        pass
+    until(client_node, "ok", address)
     with client_node.connect(address, 80) as tcp:
         for _ in range(3):
             tcp.sendall(request)
@@ -196,12 +202,9 @@ def test_a_block_with_a_probability_meets_some(client: Client, client_node: Node
 def test_a_block_that_begins_later(client: Client, client_node: Node, version: int) -> None:
     address = address_of("later", version)
     began = trigger(client, client_node, "later", version)
-    while visit(client_node, address) == "ok":
-        pass
-    begun = time.monotonic() - began
-    assert 0.9 < begun < 2.0
-    while visit(client_node, address) == "refused":
-        pass
+    until(client_node, "refused", address)
+    assert 0.9 < time.monotonic() - began < 2.0
+    until(client_node, "ok", address)
     assert 2.9 < time.monotonic() - began < 4.0
 
 
