@@ -26,20 +26,26 @@ def client(request: pytest.FixtureRequest, tmp_path_factory: pytest.TempPathFact
     """A client behind the module's censor: its `RULES` (YAML), else features.yaml.
 
     `LAB`: options of the lab; `services` as in a topology file, `capture` for one in the client's directory,
-    `topology` by name instead of topology.yaml.
+    `topology` by name instead of topology.yaml. A module that is run with several of them has a list, `LABS`.
     """
     rules = HERE / "features.yaml"
     directory = tmp_path_factory.mktemp("rules")
     if text := getattr(request.module, "RULES", None):
         rules = directory / "rules.yaml"
         rules.write_text(text)
-    options: dict[str, Any] = dict(getattr(request.module, "LAB", {}))
+    options: dict[str, Any] = dict(getattr(request, "param", None) or getattr(request.module, "LAB", {}))
     services = TypeAdapter(list[Service]).validate_python(options.pop("services", []))
     if options.pop("capture", False):
         options["pcap"] = directory / "capture.pcapng"
     topology = load_topology(options.pop("topology", TOPOLOGY))
     with Lab(topology, rules=[rules], extra_services=services, **options) as lab:
         yield Client(lab, directory)
+
+
+def pytest_generate_tests(metafunc: pytest.Metafunc) -> None:
+    labs = getattr(metafunc.module, "LABS", {})
+    if labs and "client" in metafunc.fixturenames:
+        metafunc.parametrize("client", list(labs.values()), ids=list(labs), indirect=True, scope="module")
 
 
 @pytest.fixture(scope="module")

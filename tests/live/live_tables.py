@@ -2,8 +2,6 @@
 
 from __future__ import annotations
 
-from live_nodes import Node, Seen
-
 # name, curl's exit codes: what the interference looks like from the client.
 BLOCKED = [
     ("https://endpoint-drop.example/", {28}),
@@ -37,35 +35,3 @@ INNOCENT = [
     ("http://refused.example/", 7, ""),
     ("http://absent.example/", 6, ""),
 ]
-
-# IP version, port, and the code of the answer (RFC 792, RFC 1122 section 3.2.2.1, RFC 1812; RFC 4443 section 3.1).
-ICMP_ERRORS = [
-    (4, 8001, 0),
-    (4, 8002, 1),
-    (4, 8003, 3),
-    (4, 8004, 13),
-    (6, 8001, 0),
-    (6, 8002, 3),
-    (6, 8003, 4),
-    (6, 8004, 1),
-]
-
-
-def icmp_error(client_node: Node, version: int, port: int) -> int:
-    """The code of the ICMP destination unreachable that a datagram meets; it quotes the datagram."""
-    address = "2001:db8:f::23" if version == 6 else "203.0.113.23"
-    with client_node.sniffer() as sniffer, client_node.datagrams(address, port) as udp:
-        own = udp.getsockname()[1]
-        udp.send(b"anybody there?")
-
-        def errors() -> list[Seen]:
-            return [seen for seen in sniffer.look() if not seen.sent and seen.packet.proto in (1, 58)]
-
-        (error,) = sniffer.wait(errors)
-    message = error.data[40 if version == 6 else 20 :]
-    quoted = message[8:]
-    header = 40 if version == 6 else 20
-    assert message[0] == (1 if version == 6 else 3)
-    assert quoted[0] >> 4 == version
-    assert quoted[header : header + 4] == own.to_bytes(2, "big") + port.to_bytes(2, "big")
-    return message[1]

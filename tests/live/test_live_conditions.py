@@ -138,6 +138,7 @@ def test_schedules(drive: Drive) -> None:
     today, yesterday, tomorrow = f"{now:%Y-%m-%d}", f"{now - day:%Y-%m-%d}", f"{now + day:%Y-%m-%d}"
     schedules = {
         "hours-now": f"{{hours: '{span(now - hour, now + hour)}'}}",
+        "hours-over": f"{{hours: '{span(now - 3 * hour, now - 2 * hour)}'}}",
         "hours-later": f"{{hours: '{span(now + 2 * hour, now + 3 * hour)}'}}",
         "hours-elsewhere": f"{{hours: '{span(now + 4 * hour, now + 6 * hour)}', timezone: '+05:00'}}",
         "days-now": f"{{days: [{name(now)}, {name(now + day)}]}}",

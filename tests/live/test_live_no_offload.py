@@ -6,8 +6,7 @@ from concurrent.futures import ThreadPoolExecutor
 
 import pytest
 from live_kit import Client
-from live_nodes import Node
-from live_tables import BLOCKED, ICMP_ERRORS, INNOCENT, icmp_error
+from live_tables import BLOCKED, INNOCENT
 
 pytestmark = pytest.mark.kernel
 
@@ -28,11 +27,6 @@ def test_the_innocent_pass_as_with_offload(client: Client, family: str) -> None:
         seen = list(pool.map(lambda one: client.curl(one[0], family, "--http1.1", seconds=8), INNOCENT))
     assert [one.exit for one in seen] == [exit_code for _, exit_code, _ in INNOCENT]
     assert all(text in one.page for one, (_, _, text) in zip(seen, INNOCENT, strict=True))
-
-
-@pytest.mark.parametrize(("version", "port", "code"), ICMP_ERRORS)
-def test_icmp_codes_are_the_same(client_node: Node, version: int, port: int, code: int) -> None:
-    assert icmp_error(client_node, version, port) == code
 
 
 def test_endpoint_rules_are_told_since_the_engine_decides_them(client: Client) -> None:

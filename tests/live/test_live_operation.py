@@ -222,6 +222,29 @@ rules:
         assert outcome(lambda: read_until(running, ANSWER)) == after
 
 
+@pytest.mark.parametrize(("fail_open", "expected"), [("true", True), ("false", False)])
+def test_a_full_queue_fails_open_or_closed(tmp_path: Path, fail_open: str, expected: bool) -> None:
+    """The daemon stands still; more packets come than its queue takes."""
+    rules = f"""version: 1
+engine: {{fail_open: {fail_open}, limits: {{hold_packets: 1}}}}
+rules: [{{name: lossless, match: {{payload.contains: nothing-of-this}}, action: drop}}]
+"""
+    count = 6000
+    with (
+        censored(tmp_path, rules) as (lab, node),
+        Node(lab, "internet") as internet,
+        internet.sniffer() as sniffer,
+        node.datagrams(source="0.0.0.0") as udp,
+    ):
+        lab.attached.signal_service("daemon", signal.SIGSTOP)
+        for _ in range(count):
+            udp.sendto(b"x", (V4, 9))
+        arrived = len([seen for seen in sniffer.look(0.2) if seen.packet.dst == packed(V4)])
+        lab.attached.signal_service("daemon", signal.SIGCONT)
+        assert (arrived > count // 10) == expected
+        node.connect(V4, 80).close()
+
+
 def test_a_censor_that_ends_takes_its_rules_along(tmp_path: Path) -> None:
     rules = """version: 1
 engine: {fail_open: false}

@@ -4,8 +4,7 @@ from __future__ import annotations
 
 import pytest
 from live_kit import Client
-from live_nodes import Node
-from live_tables import BLOCKED, ICMP_ERRORS, INNOCENT, icmp_error
+from live_tables import BLOCKED, INNOCENT
 
 pytestmark = pytest.mark.kernel
 
@@ -34,11 +33,6 @@ def test_icmp_unreachable_is_told_at_once(client: Client, family: str) -> None:
     seen = client.curl("https://unreachable.example/", family)
     assert seen.exit == 7
     assert seen.seconds < 1.5
-
-
-@pytest.mark.parametrize(("version", "port", "code"), ICMP_ERRORS)
-def test_icmp_codes(client_node: Node, version: int, port: int, code: int) -> None:
-    assert icmp_error(client_node, version, port) == code
 
 
 @BOTH
