@@ -4,7 +4,9 @@ from __future__ import annotations
 
 import pytest
 from live_kit import Client
+from live_nodes import Node
 from live_tables import BLOCKED, INNOCENT
+from live_tls import Hello, outcome
 
 pytestmark = pytest.mark.kernel
 
@@ -92,9 +94,14 @@ def test_quic(client: Client, family: str) -> None:
     assert client.probe("h3", "https://www.allowed.example/", "--address", address) == "ok"
 
 
-def test_a_rule_with_probability_fires_sometimes(client: Client) -> None:
-    exits = [client.curl("https://sni-maybe.example/").exit for _ in range(16)]
-    assert set(exits) == {0, 35}
+def test_a_rule_with_probability_fires_sometimes(client: Client, client_node: Node) -> None:
+    seen = []
+    for _ in range(20):
+        with client_node.connect("203.0.113.10", 443) as tcp:
+            tcp.sendall(Hello(client.lab, "sni-maybe.example").record)
+            seen.append(outcome(lambda tcp=tcp: tcp.recv(1)))  # type: ignore[misc]
+    assert set(seen) == {"ok", "reset"}
+    assert len(client.hits("sni-maybe")) == seen.count("reset")
 
 
 def test_the_events_name_the_rule_and_the_bytes(client: Client) -> None:
