@@ -116,13 +116,9 @@ class Lab:
     def start(self) -> None:
         """Build the lab and wait until all of it is ready."""
         try:
+            # A signal that waited meanwhile is raised as this ends: inside the try.
             with _undisturbed():
-                self._directory = rundir.new_directory(self.name)
-        except FileExistsError:
-            raise UsageError(
-                f"A lab named '{self.name}' is up already; end it with gfwemu lab down --name {self.name}."
-            ) from None
-        try:
+                self._directory = self._new_directory()
             if self._eve is not None and self._eve.is_file():
                 self._eve_start = self._eve.stat().st_size
             self._launch(self._blueprint(self._directory))
@@ -131,6 +127,14 @@ class Lab:
         except BaseException:
             self.close()
             raise
+
+    def _new_directory(self) -> Path:
+        try:
+            return rundir.new_directory(self.name)
+        except FileExistsError:
+            raise UsageError(
+                f"A lab named '{self.name}' is up already; end it with gfwemu lab down --name {self.name}."
+            ) from None
 
     def stop(self) -> None:
         """End the lab; its directory, and so its events, stay until `close`."""

@@ -17,6 +17,7 @@ from gfwemu.errors import CapabilityError
 
 _STATE = "state.json"
 _OWNER = "owner"
+_REMOVAL_PATIENCE = 5.0
 _ATTEMPTS = 20
 _STALE_SECONDS = 60.0
 
@@ -141,8 +142,15 @@ def clean_stale() -> list[Path]:
 
 
 def remove(directory: Path) -> None:
-    """Remove a run directory and, when it was the last, the base."""
+    """Remove a run directory and, when it was the last, the base.
+
+    A process of the lab that is being killed may write into it for a moment still.
+    """
+    deadline = time.monotonic() + _REMOVAL_PATIENCE
     shutil.rmtree(directory, ignore_errors=True)
+    while directory.exists() and time.monotonic() < deadline:
+        time.sleep(0.02)
+        shutil.rmtree(directory, ignore_errors=True)
     with contextlib.suppress(OSError):
         directory.parent.rmdir()
 
