@@ -49,10 +49,6 @@ class Engine:
         self._judge = Judge(rules, rng, lambda seconds: seconds / time_scale)
 
     @property
-    def rules(self) -> RuleSet:
-        return self._rules
-
-    @property
     def flow_count(self) -> int:
         return len(self._flows.table)
 

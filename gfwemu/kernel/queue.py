@@ -67,11 +67,6 @@ class PacketQueue:
     def fileno(self) -> int:
         return self._socket.fileno()
 
-    @property
-    def open_count(self) -> int:
-        """Packets that still want their verdict."""
-        return len(self._open)
-
     def set_fail_open(self, fail_open: bool) -> None:
         """Whether the kernel passes packets for which the queue has no room, instead of dropping them."""
         flags = struct.pack("!I", _FLAG_FAIL_OPEN if fail_open else 0)
