@@ -3,10 +3,9 @@
 from __future__ import annotations
 
 import struct
-from dataclasses import dataclass, field
 
 from gfwemu.dissect.outcome import Span
-from gfwemu.dissect.reader import MalformedBytes, Reader
+from gfwemu.dissect.reader import MalformedBytes
 
 CLIENT_HELLO = 1
 HANDSHAKE_HEADER = 4
@@ -22,6 +21,11 @@ SUPPORTED_VERSIONS = 43
 ENCRYPTED_CLIENT_HELLO = 0xFE0D  # draft-ietf-tls-esni-13 and later
 ENCRYPTED_SERVER_NAME = 0xFFCE  # draft-ietf-tls-esni-00 to -06
 
+_READ_EXTENSIONS = frozenset(
+    {SERVER_NAME, SUPPORTED_GROUPS, EC_POINT_FORMATS, SIGNATURE_ALGORITHMS, ALPN, SUPPORTED_VERSIONS}
+)
+_RANDOM = 32  # RFC 8446 section 4.1.2
+
 VERSION_NAMES: dict[int, str] = {0x0300: "ssl3", 0x0301: "1.0", 0x0302: "1.1", 0x0303: "1.2", 0x0304: "1.3"}
 OTHER_VERSION = "other"
 
@@ -34,31 +38,63 @@ def without_grease(values: tuple[int, ...]) -> tuple[int, ...]:
     return tuple(value for value in values if value not in _GREASE)
 
 
-@dataclass(slots=True)
 class ClientHello:
     """What a ClientHello offers, in wire order, GREASE values included.
 
     `sni` is the first host name as on the wire, without case or trailing dot, "" where there is none. `sni_span`
     counts from the start of the handshake message. `length` is that of the message with its 4-byte header.
+
+    Lists stay bytes until somebody asks for them: most hellos are matched by their name alone.
     """
 
-    length: int
-    legacy_version: int = 0
-    ciphers: tuple[int, ...] = ()
-    extensions: tuple[int, ...] = ()
-    groups: tuple[int, ...] = ()
-    point_formats: tuple[int, ...] = ()
-    signature_algorithms: tuple[int, ...] = ()
-    supported_versions: tuple[int, ...] = ()
-    alpn: tuple[bytes, ...] = ()
-    sni: str = ""
-    sni_span: Span | None = None
-    _seen: set[int] = field(default_factory=set, repr=False)
+    __slots__ = (
+        "_algorithms",
+        "_ciphers",
+        "_groups",
+        "_kinds",
+        "_point_formats",
+        "_versions",
+        "alpn",
+        "legacy_version",
+        "length",
+        "sni",
+        "sni_span",
+    )
+
+    def __init__(self, length: int, legacy_version: int, ciphers: bytes) -> None:
+        self.length = length
+        self.legacy_version = legacy_version
+        self.alpn: tuple[bytes, ...] = ()
+        self.sni = ""
+        self.sni_span: Span | None = None
+        self._ciphers = ciphers
+        self._kinds: list[int] = []
+        self._groups = self._point_formats = self._algorithms = self._versions = b""
+
+    @property
+    def ciphers(self) -> tuple[int, ...]:
+        return _numbers(self._ciphers)
+
+    @property
+    def extensions(self) -> tuple[int, ...]:
+        return tuple(self._kinds)
+
+    @property
+    def groups(self) -> tuple[int, ...]:
+        return _numbers(self._groups)
+
+    @property
+    def point_formats(self) -> tuple[int, ...]:
+        return tuple(self._point_formats)
+
+    @property
+    def signature_algorithms(self) -> tuple[int, ...]:
+        return _numbers(self._algorithms)
 
     @property
     def versions(self) -> tuple[int, ...]:
         """Those offered in supported_versions without GREASE, or the legacy one where that extension is absent."""
-        return without_grease(self.supported_versions) or (self.legacy_version,)
+        return without_grease(_numbers(self._versions)) or (self.legacy_version,)
 
     @property
     def version(self) -> int:
@@ -74,72 +110,102 @@ class ClientHello:
         return tuple(wire_text(name) for name in self.alpn)
 
     def has(self, extension: int) -> bool:
-        return extension in self._seen
+        return extension in self._kinds
 
-    def read_extension(self, kind: int, body: Reader) -> None:
-        """Note an extension. A second one of the same kind, which RFC 8446 forbids, changes nothing."""
-        if kind in self._seen:
-            return
-        self._seen.add(kind)
+    def read_extensions(self, data: bytes, start: int, end: int) -> None:
+        """A second one of the same kind, which RFC 8446 forbids, changes nothing. Raises MalformedBytes."""
+        kinds = self._kinds
+        while start < end:
+            # Kind and length, read here and not by `_vector`, because a hello has a dozen of them.
+            if end - start < 4:
+                _need("extensions", 2, (end - start) % 2)
+            kind = data[start] << 8 | data[start + 1]
+            body = start + 4
+            start = body + (data[start + 2] << 8 | data[start + 3])
+            if start > end:
+                _need("extensions", 2 + start - body, 2 + end - body)
+            if kind in _READ_EXTENSIONS and kind not in kinds:
+                self._read_extension(kind, data, body, start)
+            kinds.append(kind)
+
+    def _read_extension(self, kind: int, data: bytes, start: int, end: int) -> None:
         if kind == SERVER_NAME:
-            self._read_server_name(body)
+            if start < end:
+                self._read_server_names(data, *_vector(data, start, end, 2, "extension"))
         elif kind == ALPN:
-            names = body.vector(2, "ALPN list")
-            found = []
-            while names.remaining:
-                found.append(names.vector(1, "ALPN name").rest())
-            self.alpn = tuple(found)
+            start, end = _vector(data, start, end, 2, "extension")
+            names = []
+            while start < end:
+                first, start = _vector(data, start, end, 1, "ALPN list")
+                names.append(data[first:start])
+            self.alpn = tuple(names)
         elif kind == SUPPORTED_VERSIONS:
-            self.supported_versions = _numbers(body.vector(1, "supported versions"))
+            self._versions = _pairs(data, *_vector(data, start, end, 1, "extension"), "supported versions")
         elif kind == SUPPORTED_GROUPS:
-            self.groups = _numbers(body.vector(2, "supported groups"))
+            self._groups = _pairs(data, *_vector(data, start, end, 2, "extension"), "supported groups")
         elif kind == SIGNATURE_ALGORITHMS:
-            self.signature_algorithms = _numbers(body.vector(2, "signature algorithms"))
+            self._algorithms = _pairs(data, *_vector(data, start, end, 2, "extension"), "signature algorithms")
         elif kind == EC_POINT_FORMATS:
-            self.point_formats = tuple(body.vector(1, "point formats").rest())
+            start, end = _vector(data, start, end, 1, "extension")
+            self._point_formats = data[start:end]
 
-    def _read_server_name(self, body: Reader) -> None:
-        if not body.remaining:
-            return
-        names = body.vector(2, "server name list")
-        while names.remaining:
-            kind = names.u8()
-            name = names.vector(2, "server name")
-            if kind == 0 and name.remaining and self.sni_span is None:
-                self.sni_span = Span(name.position, name.remaining)
-                self.sni = wire_text(name.rest()).lower().removesuffix(".")
+    def _read_server_names(self, data: bytes, start: int, end: int) -> None:
+        while start < end:
+            kind = data[start]
+            first, start = _vector(data, start + 1, end, 2, "server name list")
+            if kind == 0 and first < start and self.sni_span is None:
+                self.sni_span = Span(first, start - first)
+                self.sni = wire_text(data[first:start]).lower().removesuffix(".")
 
 
 def read_client_hello(message: bytes | bytearray) -> ClientHello:
     """Read a whole handshake message, its 4-byte header included. Raises MalformedBytes."""
-    whole = Reader(message, "handshake message")
-    if whole.u8() != CLIENT_HELLO:
+    data = bytes(message)
+    _need("handshake message", 1, len(data))
+    if data[0] != CLIENT_HELLO:
         raise MalformedBytes("handshake message is not a ClientHello")
-    body = whole.vector(3, "ClientHello")
-    hello = ClientHello(length=body.position + body.remaining, legacy_version=body.u16())
-    body.skip(32)
-    body.vector(1, "session id")
-    hello.ciphers = _numbers(body.vector(2, "cipher suites"))
-    body.vector(1, "compression methods")
-    if not body.remaining:
-        return hello
-    extensions = body.vector(2, "extensions")
-    kinds = []
-    while extensions.remaining:
-        kinds.append(extensions.u16())
-        hello.read_extension(kinds[-1], extensions.vector(2, "extension"))
-    hello.extensions = tuple(kinds)
-    body.end()
+    start, end = _vector(data, 1, len(data), 3, "handshake message")
+    _need("ClientHello", 2, end - start)
+    version = data[start] << 8 | data[start + 1]
+    _need("ClientHello", _RANDOM, end - start - 2)
+    _, start = _vector(data, start + 2 + _RANDOM, end, 1, "ClientHello")  # session id
+    first, start = _vector(data, start, end, 2, "ClientHello")
+    hello = ClientHello(end, version, _pairs(data, first, start, "cipher suites"))
+    _, start = _vector(data, start, end, 1, "ClientHello")  # compression methods
+    if start < end:
+        first, start = _vector(data, start, end, 2, "ClientHello")
+        hello.read_extensions(data, first, start)
+        if start < end:
+            raise MalformedBytes(f"ClientHello: {end - start} bytes too many")
     return hello
+
+
+def _need(what: str, wanted: int, left: int) -> None:
+    if wanted > left:
+        raise MalformedBytes(f"{what}: {wanted} bytes wanted, {left} left")
+
+
+def _vector(data: bytes, start: int, end: int, prefix: int, what: str) -> tuple[int, int]:
+    """First byte and end of the field behind its length of `prefix` bytes. `what`: the thing that ends at `end`."""
+    _need(what, prefix, end - start)
+    first = start + prefix
+    stop = first + int.from_bytes(data[start:first], "big")
+    if stop > end:
+        _need(what, stop - start, end - start)
+    return first, stop
+
+
+def _pairs(data: bytes, start: int, end: int, what: str) -> bytes:
+    """The bytes of a list of 16-bit numbers."""
+    if (end - start) % 2:
+        raise MalformedBytes(f"{what}: odd length {end - start}")
+    return data[start:end]
+
+
+def _numbers(pairs: bytes) -> tuple[int, ...]:
+    return struct.unpack(f"!{len(pairs) // 2}H", pairs)
 
 
 def wire_text(data: bytes) -> str:
     """Text as on the wire; bytes that are not ASCII stay visible as `\\xNN`."""
     return data.decode("ascii", "backslashreplace")
-
-
-def _numbers(values: Reader) -> tuple[int, ...]:
-    data = values.rest()
-    if len(data) % 2:
-        raise MalformedBytes(f"{values.what}: odd length {len(data)}")
-    return struct.unpack(f"!{len(data) // 2}H", data)
