@@ -1,7 +1,8 @@
 """DNS queries and responses over UDP and TCP (RFC 1035, RFC 7766).
 
 A message is recognised by its header and first question; further questions are not read. Every message of a flow is
-reported. What follows the question (answers, EDNS) is not read, and need not agree with the header's counts.
+reported. What follows the question (answers, EDNS) is not read, and need not agree with the header's counts. Each
+message carries the query that a forged answer must echo.
 """
 
 from __future__ import annotations
@@ -31,11 +32,11 @@ FIELDS = (
 _LENGTH_PREFIX = 2
 
 
-def read_message(payload: bytes, offset: int = 0) -> Message:
+def read_message(payload: bytes, options: DissectOptions, offset: int = 0) -> Message:
     """The facts of a message without TCP length prefix; `offset` is where it stood. Raises MalformedBytes."""
     reader = Reader(payload, "DNS message")
-    header = read_header(reader)
-    query = read_question(reader, payload, header)
+    header = read_header(reader, options)
+    query = read_question(reader, payload, header, options)
     name_length = len(query.question_bytes) - 4
     question = offset + HEADER_LENGTH
     return Message(
@@ -52,20 +53,22 @@ def read_message(payload: bytes, offset: int = 0) -> Message:
             "dns.qtype": Span(question + name_length, 2),
             "dns.qclass": Span(question + name_length + 2, 2),
         },
+        query,
     )
 
 
 class DnsUdpSession:
     """One message a datagram. The first one decides; later ones that cannot be read are passed over."""
 
-    __slots__ = ("_confirmed",)
+    __slots__ = ("_confirmed", "_options")
 
     def __init__(self, options: DissectOptions) -> None:
+        self._options = options
         self._confirmed = False
 
     def feed(self, direction: Direction, data: bytes) -> Outcome:
         try:
-            message = read_message(data)
+            message = read_message(data, self._options)
         except MalformedBytes as problem:
             return NEED_MORE if self._confirmed else Reject(str(problem))
         self._confirmed = True
@@ -75,28 +78,30 @@ class DnsUdpSession:
 class _Half:
     """One direction of a connection: the bytes of the message that is not complete yet."""
 
-    __slots__ = ("_buffer", "_limit", "_position")
+    __slots__ = ("_buffer", "_options", "_position")
 
-    def __init__(self, limit: int) -> None:
+    def __init__(self, options: DissectOptions) -> None:
         self._buffer = bytearray()
-        self._limit = limit
+        self._options = options
         self._position = 0
 
     def feed(self, data: bytes, messages: list[Message]) -> None:
         """Appends the messages that `data` completes. Raises MalformedBytes at the first that cannot be read."""
         self._buffer += data
+        options = self._options
+        shortest = HEADER_LENGTH if options.dns_names == "flat" else SHORTEST_MESSAGE
         while True:
             reader = Reader(self._buffer, "DNS over TCP", open_end=True)
             try:
                 length = reader.u16()
-                if not SHORTEST_MESSAGE <= length <= self._limit:
+                if not shortest <= length <= options.stream_limit:
                     raise MalformedBytes("DNS over TCP: implausible length")
                 # What is not DNS must not be waited for: its first bytes may announce 64 KiB.
-                read_header(Reader(self._buffer, "DNS header", open_end=True, start=_LENGTH_PREFIX))
+                read_header(Reader(self._buffer, "DNS header", open_end=True, start=_LENGTH_PREFIX), options)
                 message = reader.take(length)
             except OutOfBytes:
                 return
-            messages.append(read_message(message, self._position + _LENGTH_PREFIX))
+            messages.append(read_message(message, options, self._position + _LENGTH_PREFIX))
             del self._buffer[: reader.position]
             self._position += reader.position
 
@@ -107,7 +112,7 @@ class DnsTcpSession:
     __slots__ = ("_confirmed", "_halves")
 
     def __init__(self, options: DissectOptions) -> None:
-        self._halves = {direction: _Half(options.stream_limit) for direction in Direction}
+        self._halves = {direction: _Half(options) for direction in Direction}
         self._confirmed = False
 
     def feed(self, direction: Direction, data: bytes) -> Outcome:

@@ -2,9 +2,11 @@
 
 from __future__ import annotations
 
+import struct
 from dataclasses import dataclass
 
-from gfwemu.dissect.dns_name import read_name
+from gfwemu.dissect.dns_name import read_flat_name, read_name
+from gfwemu.dissect.options import DissectOptions
 from gfwemu.dissect.reader import MalformedBytes, Reader
 
 HEADER_LENGTH = 12
@@ -35,9 +37,14 @@ QTYPES: dict[int, str] = {
 QCLASSES: dict[int, str] = {1: "IN", 3: "CH", 4: "HS", 254: "NONE", 255: "ANY"}
 
 
+_EVERYTHING = DissectOptions()
+
+
 @dataclass(frozen=True, slots=True)
 class Query:
     """What an answer must echo. `question_bytes` is the first question as it stood: name, type, class.
+
+    Where a lenient reading ran over the message's end, they go on with the zeros that it took for the rest.
 
     `flags_rd`: recursion desired. `qname`: lower case, without trailing dot, "." for the root.
     """
@@ -63,14 +70,21 @@ class Header:
         return bool(self.flags & FLAG_RESPONSE)
 
 
-def read_header(reader: Reader) -> Header:
+def read_header(reader: Reader, options: DissectOptions) -> Header:
     """Raises MalformedBytes unless it is the header of a standard query (opcode 0) or of its response.
 
     The four counts must be plausible, because DNS has no magic number and the port does not decide. They need not
     agree with what follows: servers answer queries whose counts lie, and such queries are known evasions. An open
-    end raises OutOfBytes only where the bytes so far are plausible.
+    end raises OutOfBytes only where the bytes so far are plausible. With `dns_header` ignored, whatever has a header
+    and is not a response passes.
     """
     ident, flags = reader.u16(), reader.u16()
+    if options.dns_header == "ignored":
+        if flags & FLAG_RESPONSE:
+            raise MalformedBytes("DNS header: a response")
+        questions = reader.u16()
+        reader.skip(6)
+        return Header(ident, flags, questions)
     if flags & (_OPCODE | _RESERVED):
         raise MalformedBytes("DNS header: not a standard query")
     if not flags & FLAG_RESPONSE and flags & _RCODE:
@@ -84,22 +98,21 @@ def read_header(reader: Reader) -> Header:
     return Header(ident, flags, questions)
 
 
-def parse_query(payload: bytes) -> Query:
+def parse_query(payload: bytes, options: DissectOptions = _EVERYTHING) -> Query:
     """The first question of a DNS message without TCP length prefix. Raises MalformedBytes where there is none."""
     reader = Reader(payload, "DNS message")
-    return read_question(reader, payload, read_header(reader))
+    return read_question(reader, payload, read_header(reader, options), options)
 
 
-def read_question(reader: Reader, message: bytes, header: Header) -> Query:
-    """The question at the reader's position."""
+def read_question(reader: Reader, message: bytes, header: Header, options: DissectOptions) -> Query:
+    """The question at the reader's position, behind the header."""
     start = reader.position
-    qname = read_name(reader, message)
-    qtype, qclass = reader.u16(), reader.u16()
-    return Query(
-        id=header.id,
-        flags_rd=bool(header.flags & FLAG_RECURSION_DESIRED),
-        question_bytes=message[start : reader.position],
-        qname=qname,
-        qtype_number=qtype,
-        qclass=qclass,
-    )
+    if options.dns_names == "flat":
+        qname, end = read_flat_name(message, start, options.dns_name_buffer)
+        question = message[start : end + 4].ljust(end + 4 - start, b"\0")
+        qtype, qclass = struct.unpack("!HH", question[-4:])
+    else:
+        qname = read_name(reader, message)
+        qtype, qclass = reader.u16(), reader.u16()
+        question = message[start : reader.position]
+    return Query(header.id, bool(header.flags & FLAG_RECURSION_DESIRED), question, qname, qtype, qclass)

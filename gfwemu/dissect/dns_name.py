@@ -19,6 +19,7 @@ def _escapes() -> tuple[str, ...]:
 
 
 _TEXT = _escapes()
+_FLAT_TEXT = tuple("." if byte == ord(".") else "\\" if byte == ord("\\") else text for byte, text in enumerate(_TEXT))
 _PLAIN = frozenset(b"abcdefghijklmnopqrstuvwxyzABCDEFGHIJKLMNOPQRSTUVWXYZ0123456789-_")
 
 
@@ -52,3 +53,24 @@ def read_name(reader: Reader, message: bytes) -> str:
             raise MalformedBytes("DNS name: longer than 255 bytes")
         labels.append(label_text(reader.take(length)))
     return ".".join(labels) or "."
+
+
+def read_flat_name(message: bytes, start: int, buffer: int) -> tuple[str, int]:
+    """The name at `start` and the offset behind it, as injector 3 of China's firewall reads names.
+
+    Fan et al. took it apart ("Wallbleed", NDSS 2025). It copies labels of any length into `buffer` bytes, dots between
+    and a NUL at the end, and takes the result for a C string: a compression pointer is a length, a dot inside a label
+    separates, a NUL ends the text. Behind the message it read the memory that was there; here there are zeros. That
+    the name ends where the buffer is full is a guess.
+    """
+    text = bytearray()
+    position = start
+    room = buffer - 1
+    while (length := message[position] if position < len(message) else 0) and len(text) < room:
+        if text:
+            text += b"."
+        label = message[position + 1 : position + 1 + length].ljust(length, b"\0")[: room - len(text)]
+        text += label
+        position += 1 + len(label)
+    end = position if length and len(text) == room else position + 1
+    return "".join([_FLAT_TEXT[byte] for byte in text.partition(b"\0")[0]]) or ".", end

@@ -8,21 +8,29 @@ from typing import Literal
 
 @dataclass(frozen=True, slots=True)
 class DissectOptions:
-    """Defaults are those of a dissector that reads everything its RFC allows, unless said otherwise.
+    """One knob for each key under `tls`, `quic`, `http`, `dns`, `openvpn` and `wireguard` of `engine:`.
 
-    tls_record_reassembly: a ClientHello that is split over TLS records is put together. False by default: the
-    national firewall of China did not do it through 2024-10 (Wu et al., S&P 2025).
-    quic_reassembly: CRYPTO frames are put together over several frames and datagrams.
-    quic_versions: the versions whose Initial packets are read.
-    quic_datagram_limit: the client's datagrams that are looked at for its ClientHello. The default is a guess.
-    openvpn_confirm / wireguard_confirm: the message at which the protocol counts as recognised.
-    stream_limit: bytes of one direction of a stream that a session keeps at most.
+    Defaults are those of a dissector that reads everything its RFC allows, unless said otherwise. Whose reading a knob
+    imitates stands in `gfwemu.rules.protocols`. stream_limit: bytes of one direction of a stream that a session keeps
+    at most.
     """
 
     tls_record_reassembly: bool = False
     quic_reassembly: bool = True
     quic_versions: tuple[int, ...] = (0x00000001, 0x6B3343CF)
-    quic_datagram_limit: int = 16
+    quic_datagrams: int = 16
+    quic_min_datagram: int = 0
+    quic_cid_limit: int = 20
+    quic_crypto_length: Literal["honour", "ignore"] = "honour"
+    quic_crypto_first: bool = False
+    http_header_name_limit: int = 0
+    http_uri_limit: int = 0
+    http_keyword_window: int = 0
+    http_pipelined: Literal["all", "first_only"] = "all"
+    http_percent_decoding: bool = True
+    dns_header: Literal["plausible", "ignored"] = "plausible"
+    dns_names: Literal["rfc", "flat"] = "rfc"
+    dns_name_buffer: int = 126
     openvpn_confirm: Literal["client_reset", "server_reset", "control"] = "server_reset"
     wireguard_confirm: Literal["initiation", "response", "data"] = "response"
     stream_limit: int = 65_536

@@ -2,10 +2,11 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Callable, Iterator, Mapping
 from dataclasses import dataclass, field
-from typing import NamedTuple, Protocol
+from typing import Any, NamedTuple, Protocol
 
+from gfwemu.dissect.dns_message import Query
 from gfwemu.model import Direction
 
 FactValue = str | int | float | bool | tuple[str, ...]
@@ -18,12 +19,58 @@ class Span(NamedTuple):
     length: int
 
 
+class DeferredFacts(Mapping[str, FactValue]):
+    """Facts of which those in `later` are computed from `source`, each once, when somebody asks for it.
+
+    Fingerprints cost more than all else that is done about a ClientHello, and few rules ask for them.
+    """
+
+    __slots__ = ("_known", "_later", "_source")
+
+    def __init__(
+        self, known: dict[str, FactValue], later: Mapping[str, Callable[[Any], FactValue]], source: object
+    ) -> None:
+        self._known = known
+        self._later = later
+        self._source = source
+
+    def plus(self, field: str, value: FactValue) -> DeferredFacts:
+        """The same with one fact more."""
+        return DeferredFacts({**self._known, field: value}, self._later, self._source)
+
+    def __getitem__(self, field: str) -> FactValue:
+        known = self._known
+        if field not in known:
+            known[field] = self._later[field](self._source)
+        return known[field]
+
+    def get(self, field: str, default: Any = None) -> Any:
+        return self[field] if field in self._known or field in self._later else default
+
+    def __contains__(self, field: object) -> bool:
+        return field in self._known or field in self._later
+
+    def __iter__(self) -> Iterator[str]:
+        yield from self._known
+        yield from tuple(field for field in self._later if field not in self._known)
+
+    def __len__(self) -> int:
+        return len(self._known.keys() | self._later.keys())
+
+    def __repr__(self) -> str:
+        return repr(dict(self))
+
+
 @dataclass(frozen=True, slots=True)
 class Message:
-    """One protocol message (a ClientHello, a query, a request): facts by field name, and where they stood."""
+    """One protocol message (a ClientHello, a query, a request): facts by field name, and where they stood.
+
+    `query`: of a DNS message, what a forged answer must echo.
+    """
 
     facts: Mapping[str, FactValue]
     spans: Mapping[str, Span] = field(default_factory=dict)
+    query: Query | None = None
 
 
 @dataclass(frozen=True, slots=True)

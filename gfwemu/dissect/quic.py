@@ -84,7 +84,8 @@ class QuicSession:
     """Waits for the ClientHello. A first datagram without a client Initial that opens rejects.
 
     Later datagrams that do not open are passed over, as endpoints do. Without `quic_reassembly` the first CRYPTO
-    frame has to hold the whole ClientHello.
+    frame has to hold the whole ClientHello. Where the length of CRYPTO frames is ignored, a frame goes on to the end
+    of its packet: a censor that read past a length field of two zero bytes may skip two bytes, or zeros; we skip zeros.
     """
 
     __slots__ = ("_crypto", "_datagrams", "_header", "_here", "_keys", "_options")
@@ -103,13 +104,15 @@ class QuicSession:
         self._datagrams += 1
         self._here.clear()
         try:
+            if len(data) < self._options.quic_min_datagram:
+                raise MalformedBytes(f"QUIC datagram of {len(data)} bytes")
             self._read_datagram(data)
             message = self._whole_hello()
             if message:
                 return self._confirm(read_client_hello(message))
         except MalformedBytes as malformed:
             return Reject(str(malformed))
-        if self._datagrams == self._options.quic_datagram_limit:
+        if self._datagrams == self._options.quic_datagrams:
             return Reject(f"no whole ClientHello in {self._datagrams} datagrams")
         return NEED_MORE
 
@@ -118,7 +121,7 @@ class QuicSession:
         dcid: bytes | None = None
         while datagram.remaining:
             try:
-                header = read_long_header(datagram, self._options.quic_versions)
+                header = read_long_header(datagram, self._options.quic_versions, self._options.quic_cid_limit)
             except MalformedBytes:
                 if self._keys is None and dcid is None:
                     raise
@@ -149,11 +152,17 @@ class QuicSession:
 
     def _read_frames(self, offset: int, plaintext: bytes) -> None:
         frames = Reader(plaintext, "QUIC frames")
+        if self._options.quic_crypto_first and frames.peek(1)[0] != _CRYPTO:
+            raise MalformedBytes("the first QUIC frame is not CRYPTO")
         while frames.remaining:
             kind = frames.varint()
             if kind == _CRYPTO:
                 crypto_offset = frames.varint()
-                piece = frames.field(frames.varint(), "CRYPTO frame")
+                length = frames.varint()
+                if self._options.quic_crypto_length == "ignore":
+                    frames.skip_zeros()
+                    length = frames.remaining
+                piece = frames.field(length, "CRYPTO frame")
                 self._here.append((crypto_offset, piece.remaining, offset + piece.position))
                 self._crypto.add(crypto_offset, piece.rest())
                 if not self._options.quic_reassembly and not self._whole_hello():

@@ -21,7 +21,6 @@ VERSION_2 = 0x6B3343CF
 
 _LONG_HEADER = 0x80
 _FIXED_BIT = 0x40
-_CONNECTION_ID_LIMIT = 20  # RFC 9000 section 17.2
 _SAMPLE = 16  # RFC 9001 section 5.4.2
 
 
@@ -56,8 +55,11 @@ class LongHeader:
     end: int
 
 
-def read_long_header(datagram: Reader, versions: tuple[int, ...]) -> LongHeader:
-    """Read the next packet of a datagram and move behind it. Raises MalformedBytes."""
+def read_long_header(datagram: Reader, versions: tuple[int, ...], cid_limit: int = 20) -> LongHeader:
+    """Read the next packet of a datagram and move behind it. Raises MalformedBytes.
+
+    cid_limit: bytes of a connection ID at most; 20 in RFC 9000 section 17.2.
+    """
     start = datagram.position
     first = datagram.u8()
     if not first & _LONG_HEADER:
@@ -68,8 +70,8 @@ def read_long_header(datagram: Reader, versions: tuple[int, ...]) -> LongHeader:
     version = QUIC_VERSIONS.get(number)
     if version is None or number not in versions:
         raise MalformedBytes(f"QUIC version {number:#010x} is not read")
-    dcid = _connection_id(datagram)
-    _connection_id(datagram)
+    dcid = _connection_id(datagram, cid_limit)
+    _connection_id(datagram, cid_limit)
     kind = first >> 4 & 3
     initial = kind == version.initial_type
     if kind == version.retry_type:
@@ -80,9 +82,9 @@ def read_long_header(datagram: Reader, versions: tuple[int, ...]) -> LongHeader:
     return LongHeader(version, initial, dcid, start, protected.position, datagram.position)
 
 
-def _connection_id(datagram: Reader) -> bytes:
+def _connection_id(datagram: Reader, limit: int) -> bytes:
     length = datagram.u8()
-    if length > _CONNECTION_ID_LIMIT:
+    if length > limit:
         raise MalformedBytes(f"QUIC connection ID of {length} bytes")
     return datagram.take(length)
 

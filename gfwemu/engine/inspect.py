@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from gfwemu.dissect.dissector import Dissector
-from gfwemu.dissect.outcome import Confirm, Message, Reject
+from gfwemu.dissect.outcome import Confirm, DeferredFacts, Message, Reject
 from gfwemu.dissect.registry import DISSECTORS
 from gfwemu.flow.flow import Flow, direction_index
 from gfwemu.flow.tcb import Tcb
@@ -116,4 +116,4 @@ class Inspector:
 
 
 def _named(message: Message, protocol: str) -> Message:
-    return Message({**message.facts, "protocol": protocol}, message.spans)
+    return Message({**message.facts, "protocol": protocol}, message.spans, message.query)

@@ -228,13 +228,13 @@ def test_later_datagrams_that_do_not_open_are_passed_over() -> None:
     broken = bytearray(initial(crypto(100, HELLO[100:]), number=1))
     broken[-1] ^= 1
     for junk in (*NOT_QUIC.values(), bytes(broken)):
-        if session._datagrams < OPTIONS.quic_datagram_limit - 1:
+        if session._datagrams < OPTIONS.quic_datagrams - 1:
             assert isinstance(session.feed(Direction.TO_SERVER, junk), NeedMore)
     assert sni(session.feed(Direction.TO_SERVER, initial(crypto(100, HELLO[100:]), number=1))) == "www.example"
 
 
 def test_the_datagram_limit_ends_the_wait() -> None:
-    session = QuicSession(DissectOptions(quic_datagram_limit=3))
+    session = QuicSession(DissectOptions(quic_datagrams=3))
     half = initial(crypto(0, HELLO[:100]))
     assert isinstance(session.feed(Direction.TO_SERVER, half), NeedMore)
     assert isinstance(session.feed(Direction.TO_SERVER, half), NeedMore)
