@@ -8,12 +8,11 @@ from __future__ import annotations
 
 import socket
 import struct
-from collections.abc import Iterable, Iterator, Sequence
+from collections.abc import Iterable, Sequence
 
 from gfwemu.errors import UsageError
 from gfwemu.kernel.netlink import (
     NFPROTO_INET,
-    NLM_F_ACK,
     NLM_F_CREATE,
     SUBSYSTEM_NFTABLES,
     NetfilterSocket,
@@ -33,6 +32,9 @@ _INTERVAL_END = attribute(_ELEMENT_FLAGS, struct.pack("!I", 1))
 
 _CHUNK = 800
 """Intervals in one message: an attribute has at most 65,535 bytes, an IPv6 interval takes 64 of them."""
+
+_BATCH_ENDS = 64
+"""Bytes of the messages that begin and end a transaction."""
 
 Range = tuple[int, int]
 """First address and the one after the last."""
@@ -63,31 +65,41 @@ def ranges(networks: Iterable[str], width: int) -> list[Range]:
 
 def fill(netfilter: NetfilterSocket, table: str, name: str, spans: Sequence[Range], width: int) -> None:
     """Adds intervals to an empty set of the inet table. Raises OSError."""
+    # Each transaction costs as much as the set holds by then, so there are to be few.
+    messages: list[bytes] = []
+    size = 0
     for start in range(0, len(spans), _CHUNK):
-        elements = list(_elements(spans[start : start + _CHUNK], width))
-        netfilter.send(
-            batch(
-                [
-                    message(
-                        kind(SUBSYSTEM_NFTABLES, _NEW_ELEMENT),
-                        NLM_F_CREATE | NLM_F_ACK,
-                        NFPROTO_INET,
-                        0,
-                        attribute(_ELEMENTS_TABLE, table.encode() + b"\0"),
-                        attribute(_ELEMENTS_SET, name.encode() + b"\0"),
-                        nested(_ELEMENTS, *elements),
-                    )
-                ]
-            )
-        )
+        one = _new_elements(table, name, spans[start : start + _CHUNK], width)
+        if messages and size + len(one) > netfilter.longest - _BATCH_ENDS:
+            netfilter.send(batch(messages))
+            messages, size = [], 0
+        messages.append(one)
+        size += len(one)
+    if messages:
+        netfilter.send(batch(messages))
 
 
-def _elements(spans: Sequence[Range], width: int) -> Iterator[bytes]:
-    for first, end in spans:
-        yield nested(_LIST_ELEMENT, _key(first, width))
+def _new_elements(table: str, name: str, spans: Sequence[Range], width: int) -> bytes:
+    # Every interval has the same bytes around its two addresses.
+    first, end = nested(_LIST_ELEMENT, _key(0, width)), nested(_LIST_ELEMENT, _key(0, width), _INTERVAL_END)
+    before, between, after = first[:-width], end[: len(first) - width], end[len(first) :]
+    last = 1 << width * 8
+    elements = [
+        before + low.to_bytes(width, "big") + between + high.to_bytes(width, "big") + after
         # An interval up to the last address of all has no end.
-        if end < 1 << width * 8:
-            yield nested(_LIST_ELEMENT, _key(end, width), _INTERVAL_END)
+        if high < last
+        else before + low.to_bytes(width, "big")
+        for low, high in spans
+    ]
+    return message(
+        kind(SUBSYSTEM_NFTABLES, _NEW_ELEMENT),
+        NLM_F_CREATE,
+        NFPROTO_INET,
+        0,
+        attribute(_ELEMENTS_TABLE, table.encode() + b"\0"),
+        attribute(_ELEMENTS_SET, name.encode() + b"\0"),
+        nested(_ELEMENTS, b"".join(elements)),
+    )
 
 
 def _key(address: int, width: int) -> bytes:

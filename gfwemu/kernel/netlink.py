@@ -10,6 +10,7 @@ import os
 import socket
 import struct
 from collections.abc import Iterator, Sequence
+from contextlib import suppress
 
 NETLINK_NETFILTER = 12
 NFPROTO_INET = 1
@@ -31,6 +32,8 @@ _HEADER = struct.Struct("=IHHII")
 _FAMILY_HEADER = struct.Struct("!BBH")
 _ATTRIBUTE = struct.Struct("=HH")
 _BUFFER = 1 << 16
+_SO_SNDBUFFORCE = 32  # <asm-generic/socket.h>; not in Python's socket module
+_LONGEST_DATAGRAM = 1 << 20
 
 
 def attribute(kind: int, data: bytes) -> bytes:
@@ -75,6 +78,15 @@ class NetfilterSocket:
         self._socket = socket.socket(socket.AF_NETLINK, socket.SOCK_RAW | socket.SOCK_CLOEXEC, NETLINK_NETFILTER)
         self._socket.bind((0, 0))
         self._sequence = 0
+        self.longest = self._widen()
+
+    def _widen(self) -> int:
+        """Lets long datagrams be sent; returns how long they may be. Beyond the system's limit only with privileges."""
+        for option in (socket.SO_SNDBUF, _SO_SNDBUFFORCE):
+            with suppress(OSError):
+                self._socket.setsockopt(socket.SOL_SOCKET, option, _LONGEST_DATAGRAM)
+        # <linux/netlink.h>'s socket (af_netlink.c, netlink_sendmsg) keeps 32 bytes of the buffer for itself.
+        return min(_LONGEST_DATAGRAM, self._socket.getsockopt(socket.SOL_SOCKET, socket.SO_SNDBUF) - 32)
 
     def close(self) -> None:
         self._socket.close()

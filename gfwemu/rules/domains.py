@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import re
 from collections.abc import Iterable, Iterator
+from collections.abc import Set as AbstractSet
 from dataclasses import dataclass, field
 from functools import lru_cache
 
@@ -80,16 +81,16 @@ class DomainBuilder:
                 self.suffixes.add(normal_name(text))
 
     def finish(self, source: str) -> DomainSet:
-        """`source` names where the entries stand, as in `@news`."""
+        """`source` names where the entries stand, as in `@news`. The set takes the builder's own: add no more."""
         return DomainSet(
             source,
-            frozenset(self.suffixes),
-            frozenset(self.below),
-            frozenset(self.full),
+            self.suffixes,
+            self.below,
+            self.full,
             Keywords(self.keywords),
             Regexes(self.regexes),
             Regexes(self.url_regexes),
-            frozenset(self.exceptions),
+            self.exceptions,
         )
 
 
@@ -101,13 +102,13 @@ class DomainSet:
     """
 
     source: str
-    suffixes: frozenset[str] = frozenset()
-    below: frozenset[str] = frozenset()
-    full: frozenset[str] = frozenset()
+    suffixes: AbstractSet[str] = frozenset()
+    below: AbstractSet[str] = frozenset()
+    full: AbstractSet[str] = frozenset()
     keywords: Keywords = field(default_factory=lambda: Keywords(()))
     regexes: Regexes = field(default_factory=lambda: Regexes(()))
     url_regexes: Regexes = field(default_factory=lambda: Regexes(()))
-    exceptions: frozenset[str] = frozenset()
+    exceptions: AbstractSet[str] = frozenset()
 
     def __len__(self) -> int:
         names = len(self.suffixes) + len(self.below) + len(self.full)

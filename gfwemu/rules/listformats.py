@@ -8,8 +8,9 @@ from __future__ import annotations
 import base64
 import binascii
 import re
-from collections.abc import Callable, Iterator
+from collections.abc import Callable
 from dataclasses import dataclass, field
+from typing import Literal
 
 from gfwemu.rules.domains import DomainBuilder, normal_name
 from gfwemu.rules.patterns import check_regex
@@ -141,30 +142,40 @@ def gfwlist_text(text: str) -> str:
         raise ValueError("the list looks like base64, but does not decode to text") from None
 
 
-def lines_of(text: str, comments: tuple[str, ...], inline: bool) -> Iterator[tuple[int, str]]:
-    """(line number, content) without comments and empty lines; `inline`: ` #` ends a line, too."""
-    for number, line in enumerate(text.split("\n"), 1):
-        if inline and "#" in line:
-            line = re.sub(r"(^|\s)#.*", "", line)
-        line = line.strip()
-        if line and not line.startswith(comments):
-            yield number, line
+# A name that `normal_name` would give back as it is, and that is no address. Others are names, too, but need a look.
+_NAME = r"((?!-)(?:[a-z0-9_-]{1,30}\.){0,6}[a-z][a-z0-9_-]{0,30})"
+_DOTTED = r"((?!-|localhost\.)(?:[a-z0-9_-]{1,30}\.){1,6}[a-z][a-z0-9_-]{0,30})"
+
+
+@dataclass(frozen=True, slots=True)
+class PlainLines:
+    """Lines that need no look: `pattern` finds their one name (see `ListText.other_lines`), which goes to `into`."""
+
+    pattern: re.Pattern[str]
+    into: Literal["suffixes", "full"]
+
+
+def _plain(pattern: str, into: Literal["suffixes", "full"]) -> PlainLines:
+    return PlainLines(re.compile(f"^{pattern}$", re.MULTILINE), into)
 
 
 @dataclass(frozen=True, slots=True)
 class ListFormat:
-    """How the lines of a format are read."""
+    """How the lines of a format are read. plain: None where every line needs a look."""
 
     parse: LineParser
     comments: tuple[str, ...]
     inline_comments: bool
+    plain: PlainLines | None = None
 
 
 FORMATS: dict[str, ListFormat] = {
-    "domains": ListFormat(domains_line, ("#",), True),
-    "hosts": ListFormat(hosts_line, ("#",), True),
-    "dnsmasq": ListFormat(dnsmasq_line, ("#",), True),
-    "gfwlist": ListFormat(gfwlist_line, ("!", "["), False),
-    "v2fly": ListFormat(v2fly_line, ("#",), True),
+    "domains": ListFormat(domains_line, ("#",), True, _plain(_NAME, "suffixes")),
+    "hosts": ListFormat(hosts_line, ("#",), True, _plain(rf"[0-9.]+[ \t]+{_DOTTED}", "full")),
+    "dnsmasq": ListFormat(
+        dnsmasq_line, ("#",), True, _plain(rf"(?:address|server|local|ipset|nftset)=/{_NAME}/[^/#\n]*", "suffixes")
+    ),
+    "gfwlist": ListFormat(gfwlist_line, ("!", "["), False, _plain(rf"\|\|{_DOTTED}", "suffixes")),
+    "v2fly": ListFormat(v2fly_line, ("#",), True, _plain(rf"(?:domain:)?{_NAME}", "suffixes")),
     "regex": ListFormat(regex_line, ("# ",), False),
 }

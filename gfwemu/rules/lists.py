@@ -10,7 +10,8 @@ from typing import Any
 import maxminddb
 
 from gfwemu.errors import Place, Problem
-from gfwemu.rules.listformats import FORMATS, ListReading, gfwlist_text, lines_of
+from gfwemu.rules.listformats import FORMATS, ListReading, gfwlist_text
+from gfwemu.rules.listtext import Line, ListText
 from gfwemu.rules.matchers import CoveringMatcher, ExactSet
 from gfwemu.rules.models import ListEntry
 from gfwemu.rules.networks import Network, NetworkSet, parse_network
@@ -22,8 +23,6 @@ PROBLEM_LIMIT = 20
 """Problems told of one list; a file of another format would give one for each line."""
 INCLUDE_LIMIT = 2000
 """Files that a v2fly list may include, all told."""
-
-Line = tuple[Place, str]
 
 
 @dataclass(slots=True)
@@ -72,13 +71,13 @@ def load_list(
         assert path is not None
         loaded.content = _from_mmdb(path, entry, node, source, found)
         return loaded
-    lines = _inline_lines(node) if path is None else _file_lines(path, label, entry.format, node, found)
+    lines = _inline_lines(node) if path is None else _file_text(path, label, entry.format, node, found)
     if lines is None:
         return loaded
     if entry.format == "cidr":
-        loaded.content = NetworkSet(source, _networks(lines, found))
+        loaded.content = NetworkSet(source, _networks(_each(lines), found))
     elif entry.format == "text":
-        loaded.content = ExactSet(source, frozenset(text for _, text in lines))
+        loaded.content = ExactSet(source, frozenset(text for _, text in _each(lines)))
     else:
         reading = ListReading(attributes=frozenset(mark.lower().lstrip("@") for mark in entry.attributes or ()))
         _read_domains(lines, entry.format, reading, found)
@@ -116,7 +115,7 @@ def _inline_lines(node: Mapping) -> list[Line]:
     return [(item.place, getattr(item, "text", "").strip()) for item in entries.items]
 
 
-def _file_lines(path: Path, label: str, form: str, node: Mapping, found: _Problems) -> Iterable[Line] | None:
+def _file_text(path: Path, label: str, form: str, node: Mapping, found: _Problems) -> ListText | None:
     try:
         if not path.is_file():
             found.add(_at(node, "file"), f"there is no list file '{label}'")
@@ -144,7 +143,11 @@ def _file_lines(path: Path, label: str, form: str, node: Mapping, found: _Proble
         comments, inline = FORMATS[form].comments, FORMATS[form].inline_comments
     elif form == "text":
         inline = False
-    return ((Place(label, number), line) for number, line in lines_of(text, comments, inline))
+    return ListText(text.replace("\r\n", "\n"), label, comments, inline)
+
+
+def _each(lines: ListText | list[Line]) -> Iterable[Line]:
+    return lines.lines() if isinstance(lines, ListText) else lines
 
 
 def _reason(error: Exception) -> str:
@@ -159,11 +162,14 @@ def _networks(lines: Iterable[Line], found: _Problems) -> Iterator[Network]:
             found.add(place, str(error))
 
 
-def _read_domains(lines: Iterable[Line], form: str, reading: ListReading, found: _Problems) -> None:
-    parse = FORMATS[form].parse
-    for place, line in lines:
+def _read_domains(lines: ListText | list[Line], form: str, reading: ListReading, found: _Problems) -> None:
+    read = FORMATS[form]
+    left = _each(lines)
+    if isinstance(lines, ListText) and read.plain is not None and not reading.attributes:
+        left = lines.other_lines(read.plain.pattern, getattr(reading.builder, read.plain.into).update)
+    for place, line in left:
         try:
-            parse(line, reading)
+            read.parse(line, reading)
         except ValueError as error:
             found.add(place, str(error))
 
@@ -180,7 +186,7 @@ def _read_includes(directory: Path, shown: Path, reading: ListReading, node: Map
         if len(seen) > INCLUDE_LIMIT:
             found.add(node.place, f"the list includes more than {INCLUDE_LIMIT} files")
             return
-        lines = _file_lines(directory / name, str(shown / name), "v2fly", node, found)
+        lines = _file_text(directory / name, str(shown / name), "v2fly", node, found)
         if lines is not None:
             reading.attributes = attributes or wanted
             _read_domains(lines, "v2fly", reading, found)
