@@ -14,11 +14,9 @@ from gfwemu.rules.listtext import ListText
 from gfwemu.rules.networks import _checked_network as checked_network
 from gfwemu.rules.networks import parse_network
 
-PARTS = st.sampled_from(
-    """a b-c _x - 9 192.0.2.1 xn--p1ai A é . .. example test localhost *. full: domain: keyword: || @@ | / address=/
-    server=/ # ! @cn include: 0x1""".split()
-    + [" ", "\t", " # x", "0.0.0.0 ", "::1 ", "\r", "a" * 31, "a" * 64, "\x0b", "\x85", "\u2028"]
-)
+WORDS = "a,b-c,_x,-,9,192.0.2.1,xn--p1ai,A,é,.,..,example,test,localhost,*.,full:,domain:,keyword:,||,@@,|,/,0x1"
+SIGNS = "address=/,server=/,#,!,@cn,include:, , # x,0.0.0.0 ,::1 ,\t,\r,\x0b,\x85,\u2028"
+PARTS = st.sampled_from([*WORDS.split(","), *SIGNS.split(","), "a" * 31, "a" * 64])
 LINES = st.lists(PARTS, max_size=5).map("".join)
 NAMED_FORMATS = [name for name, form in FORMATS.items() if form.plain is not None]
 
