@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from bisect import bisect_right
+from collections.abc import Callable, Mapping
 
 from gfwemu.dissect.client_hello import (
     CLIENT_HELLO,
@@ -18,13 +19,16 @@ from gfwemu.dissect.dissector import Dissector
 from gfwemu.dissect.fields import Field, FieldKind
 from gfwemu.dissect.fingerprint import ja3, ja4
 from gfwemu.dissect.options import DissectOptions
-from gfwemu.dissect.outcome import NEED_MORE, Confirm, FactValue, Message, Outcome, Reject, Span
-from gfwemu.dissect.reader import MalformedBytes, OutOfBytes, Reader
+from gfwemu.dissect.outcome import NEED_MORE, Confirm, DeferredFacts, FactValue, Message, Outcome, Reject, Span
+from gfwemu.dissect.reader import MalformedBytes, OutOfBytes
 from gfwemu.model import Direction, Transport
+
+_TO_SERVER = Direction.TO_SERVER
 
 _HANDSHAKE = 22
 _RECORD_HEADER = 5
 _RECORD_LIMIT = 1 << 14  # RFC 8446 section 5.1
+_NO_RECORDS: list[tuple[int, int]] = []
 
 _VERSIONS = (*VERSION_NAMES.values(), OTHER_VERSION)
 
@@ -59,16 +63,17 @@ class TlsSession:
     def __init__(self, options: DissectOptions) -> None:
         self._reassemble = options.tls_record_reassembly
         self._limit = options.stream_limit
-        self._pending = bytearray()  # of the record that has not ended yet
+        # Bytes while they are of one piece, which mostly is all there is: then nothing is copied.
+        self._pending: bytes | bytearray = b""  # of the record that has not ended yet
+        self._message: bytes | bytearray = b""  # of the handshake, put together from records
         self._wanted = 1
         self._base = 0  # stream offset of the pending bytes
-        self._message = bytearray()  # of the handshake, put together from records
-        self._starts: list[tuple[int, int]] = []  # (offset in the message, offset in the stream) of each record's part
+        self._starts: list[tuple[int, int]] = _NO_RECORDS  # (offset in the message, in the stream) of each record
 
     def feed(self, direction: Direction, data: bytes) -> Outcome:
-        if direction is not Direction.TO_SERVER:
+        if direction is not _TO_SERVER:
             return NEED_MORE
-        self._pending += data[: self._limit - self._base - len(self._pending)]
+        self._pending = _joined(self._pending, data[: self._limit - self._base - len(self._pending)])
         try:
             if len(self._pending) >= self._wanted:
                 while not self._read_record():
@@ -84,25 +89,20 @@ class TlsSession:
 
     def _read_record(self) -> bool:
         """Move one record from the pending bytes to the message. True once the ClientHello is whole."""
-        record = Reader(self._pending, "TLS record", open_end=True)
-        if record.u8() != _HANDSHAKE:
-            raise MalformedBytes("not a handshake record")
-        if record.u8() != 3:
-            raise MalformedBytes("record version is not SSL 3 or TLS")
-        record.skip(1)
-        length = record.u16()
-        if not 0 < length <= _RECORD_LIMIT:
-            raise MalformedBytes(f"record length {length}")
-        if not self._message and record.peek(1)[0] != CLIENT_HELLO:
-            raise MalformedBytes("handshake message is not a ClientHello")
-        fragment = record.take(length)
-
-        self._starts.append((len(self._message), self._base + _RECORD_HEADER))
-        self._message += fragment
-        self._base += _RECORD_HEADER + length
-        del self._pending[: _RECORD_HEADER + length]
-        wanted = HANDSHAKE_HEADER + int.from_bytes(self._message[1:HANDSHAKE_HEADER], "big")
-        whole = HANDSHAKE_HEADER <= wanted <= len(self._message)
+        pending, message = self._pending, self._message
+        end = _record_end(pending, first=not message)
+        fragment = bytes(pending[_RECORD_HEADER:end])
+        if not message:
+            self._starts = []
+        self._starts.append((len(message), self._base + _RECORD_HEADER))
+        self._message = message = _joined(message, fragment)
+        self._base += end
+        if isinstance(pending, bytearray):
+            del pending[:end]
+        else:
+            self._pending = bytearray(pending[end:]) if len(pending) > end else b""
+        wanted = HANDSHAKE_HEADER + int.from_bytes(message[1:HANDSHAKE_HEADER], "big")
+        whole = HANDSHAKE_HEADER <= wanted <= len(message)
         if not whole and not self._reassemble:
             raise MalformedBytes("ClientHello is split over TLS records")
         return whole
@@ -124,21 +124,51 @@ class TlsSession:
         return in_stream + offset - in_message
 
 
-def tls_facts(hello: ClientHello) -> dict[str, FactValue]:
-    facts: dict[str, FactValue] = {
-        "tls.alpn": hello.alpn_names,
-        "tls.version": hello.version_name,
-        "tls.legacy_version": VERSION_NAMES.get(hello.legacy_version, OTHER_VERSION),
-        "tls.versions": tuple(VERSION_NAMES.get(version, OTHER_VERSION) for version in hello.versions),
-        "tls.ech": hello.has(ENCRYPTED_CLIENT_HELLO),
-        "tls.esni": hello.has(ENCRYPTED_SERVER_NAME),
-        "tls.ja3": ja3(hello),
-        "tls.ja4": ja4(hello, "t"),
-        "tls.hello_length": hello.length,
-    }
-    if hello.sni:
-        facts["tls.sni"] = hello.sni
-    return facts
+def _record_end(pending: bytes | bytearray, *, first: bool) -> int:
+    """Where the record at the start of `pending` ends. Raises OutOfBytes, or MalformedBytes as early as can be told."""
+    there = len(pending)
+    if there and pending[0] != _HANDSHAKE:
+        raise MalformedBytes("not a handshake record")
+    if there > 1 and pending[1] != 3:
+        raise MalformedBytes("record version is not SSL 3 or TLS")
+    if there < _RECORD_HEADER:
+        raise OutOfBytes(there + 1 if there < 3 else _RECORD_HEADER)
+    length = pending[3] << 8 | pending[4]
+    if not 0 < length <= _RECORD_LIMIT:
+        raise MalformedBytes(f"record length {length}")
+    if first and there == _RECORD_HEADER:
+        raise OutOfBytes(_RECORD_HEADER + 1)
+    if first and pending[_RECORD_HEADER] != CLIENT_HELLO:
+        raise MalformedBytes("handshake message is not a ClientHello")
+    if there < _RECORD_HEADER + length:
+        raise OutOfBytes(_RECORD_HEADER + length)
+    return _RECORD_HEADER + length
+
+
+def _joined(held: bytes | bytearray, data: bytes) -> bytes | bytearray:
+    if not held:
+        return data
+    if isinstance(held, bytes):
+        held = bytearray(held)
+    held += data
+    return held
+
+
+_LATER: Mapping[str, Callable[[ClientHello], FactValue]] = {
+    "tls.alpn": lambda hello: hello.alpn_names,
+    "tls.version": lambda hello: hello.version_name,
+    "tls.legacy_version": lambda hello: VERSION_NAMES.get(hello.legacy_version, OTHER_VERSION),
+    "tls.versions": lambda hello: tuple(VERSION_NAMES.get(version, OTHER_VERSION) for version in hello.versions),
+    "tls.ech": lambda hello: hello.has(ENCRYPTED_CLIENT_HELLO),
+    "tls.esni": lambda hello: hello.has(ENCRYPTED_SERVER_NAME),
+    "tls.ja3": ja3,
+    "tls.ja4": lambda hello: ja4(hello, "t"),
+    "tls.hello_length": lambda hello: hello.length,
+}
+
+
+def tls_facts(hello: ClientHello) -> DeferredFacts:
+    return DeferredFacts({"tls.sni": hello.sni} if hello.sni else {}, _LATER, hello)
 
 
 TLS = Dissector("tls", frozenset({Transport.TCP}), FIELDS, TlsSession)

@@ -309,7 +309,7 @@ class Engine:
             state=flow.state.told_as,
             reason=reason,
             rules=tuple(dict.fromkeys(flow.rules)),
-            facts=dict(flow.facts),
+            facts=flow.facts,
         )
         return Report(record)
 

@@ -93,12 +93,12 @@ class Judge:
         flow, packet = work.flow, work.packet
         messages = self._inspector.read(packet, flow, work.direction) if decision.pending else []
         for message in messages:
-            flow.facts.update(message.facts)
+            flow.facts = {**flow.facts, **message.facts} if flow.facts else message.facts
             if flow.protocol:
-                told.append(Report(MessageSeen(work.now, flow_ref(flow), work.direction, dict(message.facts))))
+                told.append(Report(MessageSeen(work.now, flow_ref(flow), work.direction, message.facts)))
         fresh = decision.fresh
         if fresh and flow.facts and not messages:
-            messages = [Message(dict(flow.facts))]
+            messages = [Message(flow.facts)]
         if messages or fresh or (decision.eager and _any_may_hold(work, decision)):
             self._try_rules(work, decision, messages, censor_now, told)
         decision.fresh = False
@@ -261,7 +261,7 @@ def _hit(rule: CompiledRule, work: Work, evidence: tuple[Evidence, ...], view: V
             packet_number=sum(work.flow.packets),
             packet_length=len(work.packet.raw),
             evidence=evidence,
-            facts=dict(view.message),
+            facts=view.message,
             cite=rule.cite,
             observed=rule.observed,
             place=str(rule.place),

@@ -2,13 +2,17 @@
 
 from __future__ import annotations
 
+from collections.abc import Mapping
 from enum import Enum
+from types import MappingProxyType
 from typing import Any
 
 from gfwemu.dissect.dissector import Dissector
 from gfwemu.dissect.outcome import Session
 from gfwemu.flow.tcb import Tcb
 from gfwemu.model import Direction, FiveTuple, Side
+
+_NOTHING: Mapping[str, Any] = MappingProxyType({})
 
 
 class FlowState(Enum):
@@ -77,7 +81,7 @@ class Flow:
         self.dropped = 0
         self.injected = 0
         self.protocol = ""
-        self.facts: dict[str, Any] = {}
+        self.facts: Mapping[str, Any] = _NOTHING
         self.sessions: list[tuple[Dissector, Session]] | None = None
         self.confirmed = False
         self.client_isn: int | None = None
