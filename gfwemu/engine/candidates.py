@@ -51,20 +51,21 @@ class Candidate:
             for condition in rule.conditions
             if condition.field not in FLOW_FIELDS and condition.field not in PACKET_FIELDS
         )
-        by_message = rule.scope is Scope.MESSAGE or (bool(of_message) and rule.action_name in _REPEATING)
+        repeats = rule.repeat or rule.action_name in _REPEATING
+        by_message = rule.scope is Scope.MESSAGE or (bool(of_message) and repeats)
         return cls(
             rule,
             of_flow,
             tuple(condition for condition in rule.conditions if condition.field not in FLOW_FIELDS),
             of_message,
             _limits(rule),
-            eager=not by_message and (rule.scope is Scope.PACKET or rule.schedule is not None),
+            eager=not by_message and (rule.scope is Scope.PACKET or rule.schedule is not None or rule.repeat),
             by_message=by_message,
         )
 
     @property
     def repeats(self) -> bool:
-        return self.by_message and self.rule.action_name in _REPEATING
+        return self.rule.repeat or (self.by_message and self.rule.action_name in _REPEATING)
 
     def refuted(self, flow_facts: Facts) -> bool:
         """Whether what is known when the flow opens rules this rule out for good."""
@@ -85,7 +86,7 @@ class Candidate:
     def may_fire(self, flow: Flow, *, messages_over: bool) -> bool:
         """Whether the rule may still fire at a later packet. messages_over: the flow's facts are complete."""
         if self.rule.scope is Scope.FLOW:
-            return self.rule.schedule is not None
+            return self.rule.schedule is not None or self.rule.repeat
         if messages_over and (self.by_message or _refuted(self.message_conditions, flow.facts)):
             return False
         return self.rule.scope is Scope.MESSAGE or not self.exhausted(flow)

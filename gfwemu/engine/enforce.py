@@ -2,18 +2,21 @@
 
 from __future__ import annotations
 
-import random
 from collections import OrderedDict
 from collections.abc import Callable
 from typing import Any
 
+from gfwemu.dissect.dns_message import Query
+from gfwemu.engine.answers import forge_answers
+from gfwemu.engine.dice import Dice
 from gfwemu.engine.facts import inside_end
 from gfwemu.engine.forge import (
+    Forged,
     InjectorState,
     Trigger,
-    forge_answers,
     forge_closes,
     forge_content,
+    forge_wrong_syn_ack,
     http_response,
     tls_alert_record,
 )
@@ -31,7 +34,7 @@ from gfwemu.engine.treatments import (
 )
 from gfwemu.engine.work import Decision, Modifier, Treatment, Work
 from gfwemu.flow.flow import Flow
-from gfwemu.model import Placement, address_bytes, address_text
+from gfwemu.model import Direction, Placement, Transport, address_bytes, address_text
 from gfwemu.rules.actions import (
     Alert,
     Blockpage,
@@ -45,6 +48,7 @@ from gfwemu.rules.actions import (
     Poison,
     Redirect,
     Reset,
+    Residual,
     RewriteToReset,
     Throttle,
     TlsAlert,
@@ -61,16 +65,16 @@ class Enforcer:
     After a call the decision of the flow holds the treatment, and the work what happens to the trigger itself.
     """
 
-    def __init__(self, rng: random.Random, real_seconds: Scaled, limit: int) -> None:
+    def __init__(self, dice: Dice, real_seconds: Scaled, limit: int) -> None:
         """limit: subscribers whose token buckets are kept; of more, the oldest go, as if their buckets were full."""
-        self._rng = rng
+        self._rng = dice.rng
         self._real_seconds = real_seconds
         self._limit = limit
-        self._injectors = InjectorState(rng)
+        self._injectors = InjectorState(dice)
         self._buckets: OrderedDict[tuple[str, str], tuple[Bucket, Bucket]] = OrderedDict()
 
-    def enforce(self, rule: CompiledRule, work: Work, decision: Decision, question: bytes) -> None:
-        """`question`: the DNS message that matched, without a TCP length; only `poison` reads it."""
+    def enforce(self, rule: CompiledRule, work: Work, decision: Decision, query: Query | None) -> None:
+        """`query`: the DNS query that matched, if it is one; only `poison` reads it."""
         action: Any = rule.action
         match action:
             case Alert():
@@ -78,7 +82,8 @@ class Enforcer:
             case Throttle() | Delay() | Lose():
                 decision.modifiers.append(self._modifier(rule, work, decision))
             case Poison():
-                forged = forge_answers(self._injectors, action, self._trigger(rule, work), question)
+                trigger = self._trigger(rule, work)
+                forged = [] if query is None else forge_answers(self._injectors, action, trigger, query)
                 self._inject_and(rule, work, decision, forged, "answer forged", flow_goes_on=True)
             case Reset():
                 self._close(rule, work, decision, action, "RA")
@@ -102,20 +107,30 @@ class Enforcer:
         if residual.action == "drop" or (residual.action == "same" and not resets):
             work.drop(rule)
             return
-        if work.packet.proto == 6 and not work.packet.flags & TcpFlags.RST:
-            order = action if isinstance(action, Reset | Fin) else Reset()
-            flags = "FA" if isinstance(action, Fin) else "RA"
-            trigger = self._trigger(rule, work)
-            work.inject(forge_closes(self._injectors, order.injectors, trigger, order.towards, flags), rule)
+        if work.packet.proto == Transport.TCP and not work.packet.flags & TcpFlags.RST:
+            work.inject(self._residual_packets(rule, residual, work), rule)
             work.touch(rule, "residual reset")
         if rule.placement is Placement.IN_PATH:
             work.drop(rule)
+
+    def _residual_packets(self, rule: CompiledRule, residual: Residual, work: Work) -> list[Forged]:
+        action = rule.action
+        order = action if isinstance(action, Reset | Fin) else Reset()
+        injectors = order.injectors if residual.injectors is None else residual.injectors
+        trigger = self._trigger(rule, work)
+        is_syn = work.packet.flags & (TcpFlags.SYN | TcpFlags.ACK) == TcpFlags.SYN
+        if residual.syn == "forged_synack" and is_syn and work.direction is Direction.TO_SERVER:
+            return forge_wrong_syn_ack(self._injectors, injectors[0], trigger)
+        flags = "FA" if isinstance(action, Fin) else "RA"
+        return forge_closes(self._injectors, injectors, trigger, residual.towards or order.towards, flags)
 
     def _trigger(self, rule: CompiledRule, work: Work) -> Trigger:
         passed = rule.placement is Placement.ON_PATH
         tcb = None if work.blocked else work.flow.tcb
         expected = None if tcb is None else tcb.expected(work.direction, passed=passed)
-        return Trigger(work.packet, work.flow.tuple, work.direction, passed, expected)
+        return Trigger(
+            work.packet, work.flow.tuple, work.direction, passed, expected, work.flow.flow_id, work.censor_now
+        )
 
     def _close(self, rule: CompiledRule, work: Work, decision: Decision, action: Reset | Fin, flags: str) -> None:
         trigger = self._trigger(rule, work)
@@ -138,12 +153,12 @@ class Enforcer:
         *,
         flow_goes_on: bool = False,
     ) -> None:
-        """Injects; in-path the trigger is dropped, and the rest of the flow unless it goes on."""
+        """Injects; in-path the trigger is dropped, and the rest of the flow unless it goes on, as with `repeat`."""
         work.inject(forged, rule)
         work.touch(rule, note)
         if rule.placement is Placement.IN_PATH:
             work.drop(rule)
-        if not flow_goes_on:
+        if not (flow_goes_on or rule.repeat):
             in_path = rule.placement is Placement.IN_PATH
             decision.terminal = DropFlow(rule, "both", work.now) if in_path else PassFlow()
 

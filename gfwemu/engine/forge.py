@@ -2,25 +2,21 @@
 
 from __future__ import annotations
 
-import random
 from collections.abc import Iterator
 from dataclasses import dataclass
 from http import HTTPStatus
 from typing import Literal
 
-from gfwemu.dissect.dns_answer import build_answer
-from gfwemu.dissect.dns_message import parse_query
-from gfwemu.dissect.reader import MalformedBytes
-from gfwemu.model import Direction, FiveTuple, Transport, address_bytes
-from gfwemu.rules.actions import Blockpage, Ends, Injector, Poison, Redirect, TlsAlert
-from gfwemu.wire.build import build_tcp, build_udp
+from gfwemu.engine.dice import Dice
+from gfwemu.model import Direction, FiveTuple, Transport
+from gfwemu.rules.actions import Blockpage, Ends, Injector, Redirect, Rising, TlsAlert
+from gfwemu.wire.build import build_tcp
 from gfwemu.wire.packet import Packet, TcpFlags
 
 SEGMENT_BYTES = 1200
 """Payload of one forged segment at most: fits any link of an IPv6 network (MTU 1280, RFC 8200 section 5)."""
 
 _MODULUS = 1 << 32
-_RCODES = {"noerror": 0, "servfail": 2, "nxdomain": 3, "refused": 5}
 
 
 @dataclass(frozen=True, slots=True)
@@ -32,25 +28,21 @@ class Forged:
     towards: Direction
 
 
+HeaderName = Literal["ttl", "window", "ip_id"]
+_MASKS: dict[HeaderName, int] = {"ttl": 0xFF, "window": 0xFFFF, "ip_id": 0xFFFF}
+
+
 class InjectorState:
     """What injectors remember between triggers: counters of `increment` fields, the next answer of a pool."""
 
-    def __init__(self, rng: random.Random) -> None:
-        self.rng = rng
+    def __init__(self, dice: Dice) -> None:
+        self.dice = dice
+        self.rng = dice.rng
         self._counters: dict[tuple[int, str], int] = {}
 
-    def header(self, injector: Injector, name: Literal["ttl", "window", "ip_id"], mirrored: int, mask: int) -> int:
-        """A header field of the template `injector`: drawn, mirrored or counted up."""
-        setting = getattr(injector, name)
-        if setting is None:
-            return self.rng.randint(0, mask)
-        if setting == "mirror":
-            return mirrored
-        if setting == "increment":
-            count = self.next_of(id(injector), name, self.rng.randint(0, mask))
-            # No router sends a packet with a TTL of 0 (RFC 791 section 3.2).
-            return 1 + count % mask if name == "ttl" else count & mask
-        return int(setting.sample_int(self.rng)) & mask
+    def burst(self, injector: Injector, trigger: Packet) -> Burst:
+        """The headers of the packets that the injector sends at one trigger towards one end."""
+        return Burst(self, injector, trigger)
 
     def next_of(self, owner: int, name: str, start: int) -> int:
         """Counts up from `start`, one for each call."""
@@ -60,12 +52,47 @@ class InjectorState:
         return value
 
 
+class Burst:
+    """Header fields of an injector's packets, one packet after the other."""
+
+    def __init__(self, state: InjectorState, injector: Injector, trigger: Packet) -> None:
+        self._state = state
+        self._injector = injector
+        self._mirrored = {"ttl": trigger.ttl, "window": trigger.window, "ip_id": trigger.ip_id & 0xFFFF}
+        self._rising: dict[str, int] = {}
+
+    @property
+    def varies(self) -> bool:
+        """Whether a repeated packet differs from the one before."""
+        injector = self._injector
+        return any(isinstance(getattr(injector, name), Rising) for name in _MASKS)
+
+    def header(self, name: HeaderName) -> int:
+        """The field of the next packet: drawn, mirrored or counted up."""
+        setting, rng, mask = getattr(self._injector, name), self._state.rng, _MASKS[name]
+        if setting is None:
+            return rng.randint(0, mask)
+        if setting == "mirror":
+            return self._mirrored[name]
+        if setting == "increment":
+            count = self._state.next_of(id(self._injector), name, rng.randint(0, mask))
+        elif isinstance(setting, Rising):
+            count = self._rising[name] if name in self._rising else setting.increment_from.sample_int(rng)
+            self._rising[name] = count + 1
+            return count & mask
+        else:
+            return int(setting.sample_int(rng)) & mask
+        # No router sends a packet with a TTL of 0 (RFC 791 section 3.2).
+        return 1 + count % mask if name == "ttl" else count & mask
+
+
 @dataclass(frozen=True, slots=True)
 class Trigger:
     """The packet that set a rule off, seen from its flow. `passed`: it went on to its destination.
 
     expected: the sequence number that the destination wants next, as the censor's stream has it. It differs from what
-    the packet says where segments are lost, doubled or out of order. None: only the packet is known.
+    the packet says where segments are lost, doubled or out of order. None: only the packet is known. flow_id and
+    censor_now: for what depends on the flow, and on the hour of the censor's clock.
     """
 
     packet: Packet
@@ -73,6 +100,8 @@ class Trigger:
     direction: Direction
     passed: bool
     expected: int | None = None
+    flow_id: int = 0
+    censor_now: float = 0.0
 
     @property
     def answerable(self) -> bool:
@@ -116,7 +145,7 @@ def _flag_bits(text: str) -> int:
 
 
 def _segment(
-    state: InjectorState,
+    burst: Burst,
     injector: Injector,
     trigger: Trigger,
     towards: Direction,
@@ -124,27 +153,36 @@ def _segment(
     payload: bytes,
     *,
     seq_offset: int = 0,
+    seq: int | None = None,
 ) -> bytes:
-    seq, ack = trigger.numbers(towards)
-    packet = trigger.packet
+    """seq: instead of the correct sequence number."""
+    right, ack = trigger.numbers(towards)
     return build_tcp(
         trigger.flow if towards is Direction.TO_SERVER else trigger.flow.reversed(),
-        seq=(seq + seq_offset) % _MODULUS,
+        seq=((right if seq is None else seq) + seq_offset) % _MODULUS,
         ack=ack if flags & TcpFlags.ACK else 0,
         flags=flags,
-        window=state.header(injector, "window", packet.window, 0xFFFF),
+        window=burst.header("window"),
         payload=payload,
-        ttl=state.header(injector, "ttl", packet.ttl, 0xFF),
-        ip_id=state.header(injector, "ip_id", packet.ip_id & 0xFFFF, 0xFFFF),
+        ttl=burst.header("ttl"),
+        ip_id=burst.header("ip_id"),
         dont_fragment=injector.df,
     )
 
 
-def _firing(state: InjectorState, injectors: tuple[Injector, ...]) -> Iterator[tuple[Injector, float]]:
+def firing(state: InjectorState, injectors: tuple[Injector, ...], trigger: Trigger) -> Iterator[tuple[Injector, float]]:
     """The injectors that act on this trigger, each with its delay."""
-    for injector in injectors:
-        if injector.probability >= 1.0 or state.rng.random() < injector.probability:
+    for number, injector in enumerate(injectors):
+        odds = injector.probability
+        if odds.low >= 1.0 or state.dice.throw(
+            odds, trigger.flow, trigger.flow_id, trigger.censor_now, f"{injector.name}/{number}"
+        ):
             yield injector, injector.delay.sample(state.rng)
+
+
+def moment(state: InjectorState, injector: Injector, delay: float) -> float:
+    """When the next packet of a burst leaves that begins after `delay`."""
+    return delay + injector.jitter.sample(state.rng)
 
 
 def forge_closes(
@@ -154,37 +192,66 @@ def forge_closes(
     forged: list[Forged] = []
     if not trigger.answerable:
         return forged
-    for injector, delay in _firing(state, injectors):
+    for injector, delay in firing(state, injectors, trigger):
         flags = _flag_bits(injector.flags or default_flags)
         payload = bytes.fromhex(injector.payload)
         for way in _ways(injector.towards or towards):
+            burst = state.burst(injector, trigger.packet)
             for offset in injector.seq_offsets:
-                data = _segment(state, injector, trigger, way, flags, payload, seq_offset=offset)
-                forged.extend([Forged(data, delay, way)] * injector.count)
+                data = _segment(burst, injector, trigger, way, flags, payload, seq_offset=offset)
+                for copy in range(injector.count):
+                    if copy and burst.varies:
+                        data = _segment(burst, injector, trigger, way, flags, payload, seq_offset=offset)
+                    forged.append(Forged(data, moment(state, injector, delay), way))
     return forged
+
+
+def forge_wrong_syn_ack(state: InjectorState, injector: Injector, trigger: Trigger) -> list[Forged]:
+    """A SYN/ACK for the client with a sequence number that the server never chose (Wang et al., IMC 2017)."""
+    flags = int(TcpFlags.SYN | TcpFlags.ACK)
+    burst = state.burst(injector, trigger.packet)
+    wrong = state.rng.getrandbits(32)
+    data = _segment(burst, injector, trigger, Direction.TO_CLIENT, flags, b"", seq=wrong)
+    return [Forged(data, moment(state, injector, injector.delay.sample(state.rng)), Direction.TO_CLIENT)]
 
 
 def forge_content(
     state: InjectorState, injectors: tuple[Injector, ...], trigger: Trigger, content: bytes
 ) -> list[Forged]:
-    """Data to the client as if from the server, ended by FIN; a reset for the server. Only over TCP."""
+    """Data to the client as if from the server, ended by FIN; a reset for the server. Only over TCP.
+
+    An injector with `flags` has these on its last segment, and sends nothing after it but the server's reset.
+    """
     forged: list[Forged] = []
+    for injector, delay in firing(state, injectors, trigger):
+        forged.extend(content_of(state, injector, delay, trigger, content))
+    return forged
+
+
+def content_of(
+    state: InjectorState, injector: Injector, delay: float, trigger: Trigger, content: bytes
+) -> list[Forged]:
+    """What one injector that acts sends of `forge_content`."""
     if not trigger.answerable:
-        return forged
+        return []
     push_ack, fin_ack = int(TcpFlags.PSH | TcpFlags.ACK), int(TcpFlags.FIN | TcpFlags.ACK)
-    reset_ack = int(TcpFlags.RST | TcpFlags.ACK)
-    for injector, delay in _firing(state, injectors):
-        offset = 0
-        while offset < len(content):
-            piece = content[offset : offset + SEGMENT_BYTES]
-            data = _segment(state, injector, trigger, Direction.TO_CLIENT, push_ack, piece, seq_offset=offset)
-            forged.append(Forged(data, delay, Direction.TO_CLIENT))
-            offset += len(piece)
-        data = _segment(state, injector, trigger, Direction.TO_CLIENT, fin_ack, b"", seq_offset=offset)
+    pieces = [content[start : start + SEGMENT_BYTES] for start in range(0, len(content), SEGMENT_BYTES)]
+    segments = [(piece, push_ack) for piece in pieces]
+    if injector.flags is None:
+        segments.append((b"", fin_ack))
+    else:
+        segments[-1] = (pieces[-1], _flag_bits(injector.flags))
+    burst = state.burst(injector, trigger.packet)
+    forged: list[Forged] = []
+    offset = 0
+    for piece, flags in segments:
+        data = _segment(burst, injector, trigger, Direction.TO_CLIENT, flags, piece, seq_offset=offset)
         forged.append(Forged(data, delay, Direction.TO_CLIENT))
-        if (injector.towards or "both") == "both":
-            data = _segment(state, injector, trigger, Direction.TO_SERVER, reset_ack, b"")
-            forged.append(Forged(data, delay, Direction.TO_SERVER))
+        offset += len(piece)
+    if (injector.towards or "both") == "both":
+        reset_ack = int(TcpFlags.RST | TcpFlags.ACK)
+        data = _segment(burst, injector, trigger, Direction.TO_SERVER, reset_ack, b"")
+        forged.append(Forged(data, delay, Direction.TO_SERVER))
     return forged
 
 
@@ -209,45 +276,3 @@ def http_response(action: Blockpage | Redirect) -> bytes:
 def tls_alert_record(action: TlsAlert) -> bytes:
     """A fatal alert in a TLS 1.2 record (RFC 8446 sections 5.1 and 6)."""
     return bytes((0x15, 0x03, 0x03, 0x00, 0x02, 0x02, action.description))
-
-
-def forge_answers(state: InjectorState, action: Poison, trigger: Trigger, question: bytes) -> list[Forged]:
-    """Forged answers to the DNS query `question` (without a TCP length), one for each injector that acts."""
-    try:
-        query = parse_query(question)
-    except MalformedBytes:  # a query over TCP, too far into its stream for its bytes to have been kept
-        return []
-    pool = {1: action.a, 28: action.aaaa}.get(query.qtype_number, ())
-    forged: list[Forged] = []
-    for injector, delay in _firing(state, action.injectors):
-        answer = build_answer(
-            query,
-            [address_bytes(_draw(state, action, pool))] if pool and action.rcode == "noerror" else [],
-            ttl=injector.answer_ttl.sample_int(state.rng) if injector.answer_ttl is not None else action.answer_ttl,
-            rcode=_RCODES[action.rcode],
-            authoritative=injector.authoritative,
-        )
-        forged.extend(_answer_packets(state, injector, trigger, answer, delay))
-    return forged
-
-
-def _draw(state: InjectorState, action: Poison, pool: tuple[str, ...]) -> str:
-    if action.order == "random":
-        return state.rng.choice(pool)
-    return pool[state.next_of(id(pool), "answer", 0) % len(pool)]
-
-
-def _answer_packets(
-    state: InjectorState, injector: Injector, trigger: Trigger, answer: bytes, delay: float
-) -> list[Forged]:
-    if trigger.flow.proto == Transport.TCP:
-        return forge_content(state, (injector,), trigger, len(answer).to_bytes(2, "big") + answer)
-    packet = trigger.packet
-    data = build_udp(
-        packet.five_tuple.reversed(),
-        answer,
-        ttl=state.header(injector, "ttl", packet.ttl, 0xFF),
-        ip_id=state.header(injector, "ip_id", packet.ip_id & 0xFFFF, 0xFFFF),
-        dont_fragment=injector.df,
-    )
-    return [Forged(data, delay, trigger.direction.opposite)] * injector.count

@@ -8,6 +8,7 @@ from collections.abc import Callable, Sequence
 from gfwemu.dissect.outcome import Message
 from gfwemu.engine.candidates import Candidate
 from gfwemu.engine.commands import Command, Report, Watch
+from gfwemu.engine.dice import Dice
 from gfwemu.engine.enforce import Enforcer
 from gfwemu.engine.facts import PacketView, View, flow_facts
 from gfwemu.engine.inspect import Inspector
@@ -16,10 +17,10 @@ from gfwemu.engine.records import Evidence, FlowRef, MessageSeen, ResidualHit, R
 from gfwemu.engine.treatments import PassFlow, covers
 from gfwemu.engine.work import Decision, Work
 from gfwemu.flow.flow import Flow, direction_index
-from gfwemu.flow.residual import Block, ResidualTable, residual_key
+from gfwemu.flow.residual import Block, KeyKind, ResidualTable, residual_key
 from gfwemu.model import Verdict
-from gfwemu.rules.actions import NOT_TERMINAL
 from gfwemu.rules.compiled import CompiledRule, RuleSet
+from gfwemu.rules.odds import Odds
 
 _WATCH_SLACK = 0.125
 """Of a block's length. Our choice: at most nine updates of the kernel's set while a block lasts."""
@@ -44,7 +45,8 @@ class Judge:
         self._generation += 1
         self._candidates = [Candidate.of(rule) for rule in rules.rules]
         self._inspector = Inspector(rules)
-        self._enforcer = Enforcer(self._rng, self._real_seconds, rules.options.flows.limit)
+        self._dice = Dice(self._rng, rules.seed)
+        self._enforcer = Enforcer(self._dice, self._real_seconds, rules.options.flows.limit)
         self._residuals.limit = rules.options.flows.residual_limit
         self._residuals.rebind({rule.name: rule for rule in rules.rules if rule.residual is not None})
 
@@ -65,6 +67,7 @@ class Judge:
 
         readable False: this censor learns nothing from the packet, whose checksum is wrong.
         """
+        work.censor_now = censor_now
         decision = self._decision_of(work.flow)
         if self._meet_residual(work, decision, censor_now, told):
             return decision
@@ -131,18 +134,25 @@ class Judge:
                 if found is None or (rule.name, position) in done or _is_no_query(rule, message):
                     continue
                 done.add((rule.name, position))
-                acts = rule.probability >= 1.0 or self._rng.random() < rule.probability
+                acts = rule.probability >= 1.0 or self._acts(rule, work)
                 if acts:
-                    self._enforcer.enforce(rule, work, decision, _dns_message(message, stream))
+                    self._enforcer.enforce(rule, work, decision, message.query)
                     self._tell(rule, work, evidence_of(found, message.spans, stream), view, told)
                     if rule.residual is not None:
                         self._begin_residual(rule, work, censor_now, told)
-                    if rule.action_name not in NOT_TERMINAL:
+                    if rule.terminal:
                         return
+                elif rule.odds is not None and rule.odds.per == "packet":
+                    continue
                 if not candidate.repeats if acts else not candidate.by_message:
                     over.add(rule.name)
                     decision.forget(rule.name)
                     break
+
+    def _acts(self, rule: CompiledRule, work: Work) -> bool:
+        if rule.odds is None:
+            return self._rng.random() < rule.probability
+        return self._dice.throw(rule.odds, work.flow.tuple, work.flow.flow_id, work.censor_now, rule.name)
 
     @staticmethod
     def _tell(rule: CompiledRule, work: Work, evidence: tuple[Evidence, ...], view: View, told: list[Command]) -> None:
@@ -170,10 +180,20 @@ class Judge:
         assert residual is not None
         seconds = residual.seconds.sample(self._rng)
         begins = censor_now + residual.after.sample(self._rng)
-        key = residual_key(residual.key, work.flow.tuple)
-        block = Block(residual.key, key, rule, begins, begins + seconds, seconds)
+        block = self._block(residual.key, rule, work, begins, seconds)
         if self._residuals.add(block, refresh=residual.refresh):
             self._watch(block, censor_now, told)
+        wider = residual.escalate
+        if wider is not None and self._residuals.ports_blocked(block, work.flow.tuple, censor_now) >= wider.ports:
+            if wider.seconds is not None:
+                seconds = wider.seconds.sample(self._rng)
+            block = self._block(wider.key, rule, work, begins, seconds)
+            if self._residuals.add(block, refresh=residual.refresh):
+                self._watch(block, censor_now, told)
+
+    @staticmethod
+    def _block(kind: KeyKind, rule: CompiledRule, work: Work, begins: float, seconds: float) -> Block:
+        return Block(kind, residual_key(kind, work.flow.tuple), rule, begins, begins + seconds, seconds)
 
     def _watch(self, block: Block, censor_now: float, told: list[Command]) -> None:
         """Has the packets of the block queued. One that every packet renews is watched a little longer than it lasts,
@@ -196,11 +216,8 @@ class Judge:
             assert residual is not None
             if not covers(residual.direction, work.direction):
                 continue
-            if residual.probability < 1.0:
-                if rule.name not in decision.spared_by:
-                    decision.spared_by[rule.name] = self._rng.random() >= residual.probability
-                if decision.spared_by[rule.name]:
-                    continue
+            if residual.probability.low < 1.0 and self._is_spared(rule, residual.probability, work, decision):
+                continue
             if residual.refresh:
                 block.ends = max(block.ends, censor_now + block.seconds)
                 self._watch(block, censor_now, told)
@@ -211,11 +228,21 @@ class Judge:
                 action = rule.action_name if residual.action == "same" else residual.action
                 remaining = block.ends - censor_now
                 ref = flow_ref(work.flow)
-                told.append(Report(ResidualHit(work.now, ref, rule.name, action, residual.key, remaining, rule.cite)))
+                told.append(Report(ResidualHit(work.now, ref, rule.name, action, block.kind, remaining, rule.cite)))
             work.blocked = True
             self._enforcer.meet_residual(rule, work)
             return True
         return False
+
+
+    def _is_spared(self, rule: CompiledRule, odds: Odds, work: Work, decision: Decision) -> bool:
+        """Whether the block lets this packet be; of each new flow, unless the odds are for something else."""
+        flow = work.flow
+        if odds.per != "match":
+            return not self._dice.throw(odds, flow.tuple, flow.flow_id, work.censor_now, f"block/{rule.name}")
+        if rule.name not in decision.spared_by:
+            decision.spared_by[rule.name] = self._rng.random() >= odds.at(work.censor_now)
+        return decision.spared_by[rule.name]
 
 
 def flow_ref(flow: Flow) -> FlowRef:
@@ -241,12 +268,6 @@ def _in_force(rule: CompiledRule, censor_now: float) -> bool:
 def _is_no_query(rule: CompiledRule, message: Message) -> bool:
     """Whether the rule would forge an answer to an answer."""
     return rule.action_name == "poison" and message.facts.get("dns.response") is True
-
-
-def _dns_message(message: Message, stream: bytes) -> bytes:
-    """The DNS message around the question that matched: its header is the 12 bytes before the name."""
-    span = message.spans.get("dns.qname")
-    return b"" if span is None else stream[max(0, span.offset - 12) :]
 
 
 def _hit(rule: CompiledRule, work: Work, evidence: tuple[Evidence, ...], view: View) -> Report:

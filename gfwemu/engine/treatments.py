@@ -247,7 +247,9 @@ class LoseFlow:
     rng: random.Random
 
     def apply(self, work: Work) -> None:
-        if covers(self.action.direction, work.direction) and self.rng.random() < self.action.probability:
+        if covers(self.action.direction, work.direction) and self.rng.random() < self.action.probability.at(
+            work.censor_now
+        ):
             work.drop(self.rule)
 
     def offload(self, now: float) -> Verdict | None:

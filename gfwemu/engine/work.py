@@ -17,7 +17,7 @@ from gfwemu.wire.packet import Packet
 class Work:
     """What is to happen with the packet, as far as decided. `release_at` later than `now` means hold until then.
 
-    blocked: a residual block decided, not the flow's own fate.
+    blocked: a residual block decided, not the flow's own fate. censor_now: `now` on the censor's clock.
     """
 
     packet_id: int
@@ -25,6 +25,7 @@ class Work:
     flow: Flow
     direction: Direction
     now: float
+    censor_now: float = 0.0
     verdict: Verdict = Verdict.ACCEPT
     data: bytes | None = None
     release_at: float = 0.0

@@ -5,15 +5,15 @@ from __future__ import annotations
 from collections import OrderedDict
 from collections.abc import Mapping
 from dataclasses import dataclass
-from typing import Any, Literal, NamedTuple
+from typing import Any, Literal, NamedTuple, get_args
 
 from gfwemu.model import FiveTuple
 
-KeyKind = Literal["2tuple", "3tuple", "4tuple"]
+KeyKind = Literal["server", "2tuple", "server_port", "3tuple", "4tuple"]
 
 
 class ResidualKey(NamedTuple):
-    """Ports are None where the kind leaves them out; `proto` 0 stands for every protocol (2-tuple)."""
+    """Ports are None where the kind leaves them out; `proto` 0 stands for every protocol, an empty `client` for all."""
 
     proto: int
     client: bytes
@@ -24,6 +24,10 @@ class ResidualKey(NamedTuple):
 
 def residual_key(kind: KeyKind, flow: FiveTuple) -> ResidualKey:
     """The key of a flow whose tuple runs from client to server."""
+    if kind == "server":
+        return ResidualKey(0, b"", None, flow.dst, None)
+    if kind == "server_port":
+        return ResidualKey(flow.proto, b"", None, flow.dst, flow.dport)
     if kind == "2tuple":
         return ResidualKey(0, flow.src, None, flow.dst, None)
     if kind == "3tuple":
@@ -50,10 +54,13 @@ class Block:
 class ResidualTable:
     """Blocks by key, at most `limit`; the oldest goes first."""
 
+    __slots__ = ("_blocks", "_kinds", "_ports", "limit")
+
     def __init__(self, limit: int) -> None:
         self.limit = limit
         self._blocks: OrderedDict[ResidualKey, Block] = OrderedDict()
-        self._kinds: dict[KeyKind, int] = {"2tuple": 0, "3tuple": 0, "4tuple": 0}
+        self._kinds: dict[KeyKind, int] = dict.fromkeys(get_args(KeyKind), 0)
+        self._ports: OrderedDict[tuple[str, bytes, bytes], dict[int, float]] = OrderedDict()
 
     def __len__(self) -> int:
         return len(self._blocks)
@@ -85,6 +92,17 @@ class ResidualTable:
             elif now >= block.begins:
                 met.append(block)
         return met
+
+    def ports_blocked(self, block: Block, flow: FiveTuple, now: float) -> int:
+        """Notes that the rule of the block fired for this port; for how many ports of the server it did in blocks that
+        still last."""
+        key = (block.rule.name, block.key.client, block.key.server)
+        ports = self._ports.pop(key, {})
+        ports[flow.dport] = block.ends
+        self._ports[key] = ports = {port: ends for port, ends in ports.items() if ends > now}
+        if len(self._ports) > self.limit:
+            self._ports.popitem(last=False)
+        return len(ports)
 
     def rebind(self, rules: Mapping[str, Any]) -> None:
         """Puts other rules in the place of those of the same name; the blocks of rules that are gone are forgotten."""

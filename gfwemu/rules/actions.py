@@ -9,11 +9,16 @@ from typing import Annotated, Literal
 
 from pydantic import BaseModel, ConfigDict, Field
 
+from gfwemu.model import Placement
+from gfwemu.rules.odds import CERTAIN, Chance
 from gfwemu.rules.quantities import Duration, Rate, Size, Varied, VariedDuration, VariedNumber, VariedSize
 
-Probability = Annotated[float, Field(ge=0.0, le=1.0)]
 Way = Literal["both", "to_server", "to_client"]
 Ends = Literal["both", "client", "server"]
+FlagWord = Annotated[int, Field(ge=0x8000, le=0xFFFF)]
+Aaaa = Literal["teredo"] | tuple[str, ...]
+"""`teredo`: 2001::/32 with the low 32 bits an address of the IPv4 pool and zeros between (Hoang et al., USENIX Security
+2021; Sheffey et al., 2025)."""
 
 
 class Model(BaseModel):
@@ -22,28 +27,54 @@ class Model(BaseModel):
     model_config = ConfigDict(extra="forbid", frozen=True, arbitrary_types_allowed=True)
 
 
+class Rising(Model):
+    """A header field that counts up by one from packet to packet of one burst, from a value drawn for the burst.
+
+    The three resets to a SYN for 1.1.1.1:443 have windows and TTLs like this (net4people/bbs issue 285, 2023), as
+    those of the Great Cannon had (Marczak et al., FOCI 2015).
+    """
+
+    increment_from: VariedNumber
+
+
+HeaderField = VariedNumber | Literal["mirror", "increment"] | Rising
+
+
 class Injector(Model):
     """One machine that injects: the header template of its packets and its delay after the trigger.
 
-    ttl: a number or range; `mirror` copies the trigger's TTL; `increment` counts up by one for each packet.
-    window and ip_id likewise. seq_offsets: one packet for each entry, added to the correct sequence number (the three
-    resets at +0, +1460, +4380 of Clayton et al. 2006 are [0, 1460, 4380]). `count` repeats each of them.
+    ttl: a number or range; `mirror` copies the trigger's TTL; `increment` counts up by one for each packet it ever
+    sends; `{increment_from: 60-200}` for each packet of a burst, from a value drawn for that burst. window and ip_id
+    likewise. seq_offsets: one packet for each entry, added to the correct sequence number (the three resets at +0,
+    +1460, +4380 of Clayton et al. 2006 are [0, 1460, 4380]). `count` repeats each of them; the copies are identical
+    unless a field counts up from packet to packet. jitter: drawn for each packet and added to `delay`, so that
+    packets of a burst may change places. probability: `{value: 0.35, per: endpoints}` draws once for client address
+    and port and server address, for ever (Bhaskar and Pearce, USENIX Security 2022). flags: with `redirect`,
+    `blockpage` and `tls_alert` those of the last segment, after which nothing more is sent to the client.
+    Of `poison` only: a, aaaa: addresses of this injector alone, in its own turn (Fan et al., NDSS 2025: each process
+    has a list of its own); dns_flags, dns_flags_no_rd: the whole flag word in answer to a query with and without RD
+    (0x8180 and 0x8400 in Fan et al.), to which `rcode` is added.
     """
 
     name: str = ""
     count: Annotated[int, Field(ge=1, le=64)] = 1
     flags: Annotated[str, Field(pattern=r"^[FSRPAUEC]+$")] | None = None
-    ttl: VariedNumber | Literal["mirror", "increment"] = Varied.constant(64)
-    window: VariedNumber | Literal["mirror", "increment"] = Varied.constant(0)
-    ip_id: VariedNumber | Literal["mirror", "increment"] | None = None
+    ttl: HeaderField = Varied.constant(64)
+    window: HeaderField = Varied.constant(0)
+    ip_id: HeaderField | None = None
     df: bool = False
     seq_offsets: tuple[int, ...] = (0,)
     payload: Annotated[str, Field(pattern=r"^([0-9a-fA-F]{2}\s*)*$")] = ""
     delay: VariedDuration = Varied.constant(0.0)
-    probability: Probability = 1.0
+    jitter: VariedDuration = Varied.constant(0.0)
+    probability: Chance = CERTAIN
     towards: Ends | None = None
     authoritative: bool = False
     answer_ttl: VariedNumber | None = None
+    a: tuple[str, ...] = ()
+    aaaa: Aaaa = ()
+    dns_flags: FlagWord | None = None
+    dns_flags_no_rd: FlagWord | None = None
 
 
 class Pass(Model):
@@ -78,18 +109,34 @@ class RewriteToReset(Model):
     direction: Way = "to_client"
 
 
+class NameGroup(Model):
+    """Names, with their subdomains, that have false addresses of their own.
+
+    33 Google names share four addresses (Anonymous et al., FOCI 2020).
+    """
+
+    names: tuple[str, ...]
+    a: tuple[str, ...] = ()
+    aaaa: Aaaa = ()
+
+
 class Poison(Model):
     """A forged DNS answer for the query that matched. Of `a`, `aaaa` and `rcode`, what the query asks for is used.
 
     With neither addresses of the asked type nor `rcode: nxdomain` the answer is empty (NOERROR, no data).
-    Addresses are taken in turn (`order: cyclic`) or at random.
+    `other_types: a` answers queries for all types but A and AAAA with an A record (Fan et al., "Wallbleed", NDSS
+    2025). Addresses are taken in turn (`order: cyclic`) or at random. `groups`: names with addresses of their own;
+    the first group that has the name counts. On-path, later rules look at the same query too: each injector of its
+    own list is a rule.
     """
 
     a: tuple[str, ...] = ()
-    aaaa: tuple[str, ...] = ()
+    aaaa: Aaaa = ()
     rcode: Literal["noerror", "nxdomain", "refused", "servfail"] = "noerror"
     answer_ttl: Annotated[int, Field(ge=0, le=2_147_483_647)] = 60
     order: Literal["cyclic", "random"] = "cyclic"
+    other_types: Literal["empty", "a"] = "empty"
+    groups: tuple[NameGroup, ...] = ()
     injectors: tuple[Injector, ...] = (Injector(),)
 
 
@@ -138,9 +185,9 @@ class Delay(Model):
 
 
 class Lose(Model):
-    """Every packet is dropped with that probability."""
+    """Every packet is dropped with that probability, which may depend on the hour."""
 
-    probability: Probability
+    probability: Chance
     direction: Way = "both"
 
 
@@ -204,7 +251,17 @@ ACTIONS: dict[str, type[Model]] = {
 }
 
 NOT_TERMINAL: frozenset[str] = frozenset({"throttle", "delay", "lose", "alert"})
-"""After these, later rules still look at the flow."""
+"""After these, later rules still look at the flow; so they do after an on-path `poison`, and with `repeat: true`."""
+
+REPEATABLE: frozenset[str] = frozenset({"reset", "fin", "blockpage", "redirect", "tls_alert"})
+"""Actions that take `repeat: true`. `redirect` only with `location`."""
+
+
+def decides(action_name: str, placement: Placement, *, repeat: bool) -> bool:
+    """Whether later rules no longer look at what such a rule acted on."""
+    answers_beside = action_name == "poison" and placement is Placement.ON_PATH
+    return action_name not in NOT_TERMINAL and not answers_beside and not repeat
+
 
 ON_PATH_ABLE: frozenset[str] = frozenset(
     {"reset", "fin", "poison", "blockpage", "redirect", "tls_alert", "alert", "pass"}
@@ -212,21 +269,42 @@ ON_PATH_ABLE: frozenset[str] = frozenset(
 """Actions that need no more than injecting. `redirect` only with `location`."""
 
 
+class Escalation(Model):
+    """A wider block: once the rule fired for `ports` ports of the same server while their blocks last.
+
+    Shadowsocks servers were blocked by port or by whole address (Alice et al., IMC 2020); that the second port of a
+    server costs it its address is what users of TLS proxies told in 2022 (net4people/bbs issue 129).
+    """
+
+    ports: Annotated[int, Field(ge=2, le=64)] = 2
+    key: Literal["2tuple", "server"] = "2tuple"
+    seconds: VariedDuration | None = None
+
+
 class Residual(Model):
     """What happens to the same endpoints for a while after the rule fired.
 
-    key: 2tuple (client, server address), 3tuple (client, server address, server port), 4tuple (and client port).
-    refresh: every packet that meets the block starts its time anew. probability: of each new flow to meet the block.
-    after: that long after the trigger the block begins. action `same`: what the rule orders.
+    key: 2tuple (client, server address), 3tuple (client, server address, server port), 4tuple (and client port);
+    server (its address, whoever the client is), server_port (its address and port). refresh: every packet that meets
+    the block starts its time anew (the blocks of Tor bridges, 12 hours: Dunna et al., FOCI 2018). probability: of
+    each new flow to meet the block; `{value: 0.5, per: packet}` of each packet. after: that long after the trigger
+    the block begins. action `same`: what the rule orders. injectors, towards: of the resets, where they differ from
+    the rule's own. syn `forged_synack`: a SYN is answered with a SYN/ACK of a wrong sequence number in the form of
+    the first injector, all other packets with resets (Wang et al., IMC 2017, section 2.1). escalate: the block of a
+    second port widens to the address.
     """
 
-    key: Literal["2tuple", "3tuple", "4tuple"] = "3tuple"
+    key: Literal["2tuple", "3tuple", "4tuple", "server", "server_port"] = "3tuple"
     seconds: VariedDuration = Varied.constant(180.0)
     refresh: bool = False
     action: Literal["same", "drop", "reset"] = "same"
     direction: Way = "both"
-    probability: Probability = 1.0
+    probability: Chance = CERTAIN
     after: VariedDuration = Varied.constant(0.0)
+    towards: Ends | None = None
+    injectors: tuple[Injector, ...] | None = None
+    syn: Literal["reset", "forged_synack"] = "reset"
+    escalate: Escalation | None = None
 
 
 __all__ = ["ACTIONS", "NOT_TERMINAL", "ON_PATH_ABLE", "Action", "Duration", "Injector", "Model", "Residual"]

@@ -47,6 +47,8 @@ def _compile(draft: Draft, alternative: Alternative, index: int) -> CompiledRule
         place=draft.place,
         hooks=tuple(alternative.hooks),
         probability=draft.probability,
+        odds=None if draft.odds.plain else draft.odds,
+        repeat=draft.entry.repeat,
         residual=draft.residual,
         schedule=draft.schedule,
         cite=draft.entry.cite,

@@ -12,7 +12,8 @@ from gfwemu.dissect.outcome import FactValue
 from gfwemu.errors import Place
 from gfwemu.flow.options import FlowOptions, FragmentOptions, TcpOptions
 from gfwemu.model import Placement
-from gfwemu.rules.actions import Action, Residual
+from gfwemu.rules.actions import Action, Residual, decides
+from gfwemu.rules.odds import Odds
 
 Fact = FactValue | bytes
 """Addresses and payloads are bytes; all else is as dissectors say it."""
@@ -55,7 +56,11 @@ class Schedule(Protocol):
 
 @dataclass(frozen=True, slots=True)
 class CompiledRule:
-    """All conditions and all hooks must hold. Rules are tried in order; the first terminal one decides the flow."""
+    """All conditions and all hooks must hold. Rules are tried in order; the first terminal one decides the flow.
+
+    probability: the smallest that it ever has; odds: where it is more than that one number. repeat: it acts at each
+    message or packet that matches, and decides nothing.
+    """
 
     index: int
     name: str
@@ -69,8 +74,15 @@ class CompiledRule:
     probability: float = 1.0
     residual: Residual | None = None
     schedule: Schedule | None = None
+    odds: Odds | None = None
+    repeat: bool = False
     cite: str = ""
     observed: str = ""
+
+    @property
+    def terminal(self) -> bool:
+        """Whether no later rule looks at the packet, or the flow, on which this one acted."""
+        return decides(self.action_name, self.placement, repeat=self.repeat)
 
 
 @dataclass(frozen=True, slots=True)

@@ -10,6 +10,7 @@ from gfwemu.rules.actions import ACTIONS, Model, Residual
 from gfwemu.rules.conditions import Alternative, Names, read_match
 from gfwemu.rules.files import SourceFile
 from gfwemu.rules.models import Defaults, RuleEntry
+from gfwemu.rules.odds import CERTAIN, Odds
 from gfwemu.rules.schedule import Calendar, compile_schedule
 from gfwemu.rules.tree import Items, Mapping, Node, Scalar
 from gfwemu.rules.validate import unknown, validated
@@ -31,8 +32,13 @@ class Draft:
     action: Model
     placement: Placement
     residual: Residual | None
-    probability: float
+    odds: Odds
     schedule: Calendar | None
+
+    @property
+    def probability(self) -> float:
+        """The smallest that it ever is."""
+        return self.odds.low
 
     def place_of(self, *path: str) -> Place:
         """Where that key's value stands, or the nearest thing above it."""
@@ -79,7 +85,6 @@ def _read(node: Mapping, names: Names, defaults: Defaults, problems: list[Proble
     residual = entry.residual
     if residual is None and entry.action in RESIDUAL_SAME:
         residual = defaults.residual
-    probability = entry.probability if entry.probability is not None else defaults.probability
     return Draft(
         name=entry.name,
         place=node.place,
@@ -90,7 +95,7 @@ def _read(node: Mapping, names: Names, defaults: Defaults, problems: list[Proble
         action=action,
         placement=Placement(entry.placement or defaults.placement or Placement.IN_PATH),
         residual=residual if isinstance(residual, Residual) else None,
-        probability=1.0 if probability is None else probability,
+        odds=entry.probability or defaults.probability or CERTAIN,
         schedule=schedule,
     )
 

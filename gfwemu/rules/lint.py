@@ -192,12 +192,12 @@ def _residual(draft: Draft, say: Say) -> None:
         say(place, "a residual 'reset' exists on TCP only, and this match never holds on TCP; write 'action: drop'")
     if residual.seconds.high <= 0:
         say(draft.place_of("residual", "seconds"), "a residual block of no seconds does nothing; take 'residual' out")
-    if residual.probability <= 0:
+    if residual.probability.high <= 0:
         say(draft.place_of("residual", "probability"), "a residual block with probability 0 does nothing; take it out")
 
 
 def _probability(draft: Draft, say: Say) -> None:
-    if draft.probability <= 0:
+    if draft.odds.high <= 0:
         say(draft.place_of("probability"), "with probability 0 the rule can never fire")
 
 
@@ -221,7 +221,7 @@ def _parameters(draft: Draft, say: Say) -> None:
                 say(place, f"an answer '{rcode}' carries no addresses; take 'a' and 'aaaa' or 'rcode' out")
             _addresses(a, draft, "a", 4, say)
             _addresses(aaaa, draft, "aaaa", 6, say)
-    if draft.action_name == "lose" and action.probability <= 0:
+    if draft.action_name == "lose" and action.probability.high <= 0:
         say(place, "'lose' with probability 0 does nothing")
     if draft.action_name == "throttle" and action.rate <= 0:
         say(place, "a rate of 0 lets nothing pass; use 'drop'")
@@ -253,7 +253,7 @@ def _injectors(draft: Draft, say: Say) -> None:
             say(place, f"'{idle[0]}' of an injector does nothing with '{draft.action_name}'; take it out")
         if not injector.seq_offsets:
             say(place, "'seq_offsets' is empty, so nothing is sent; leave it out for the usual [0]")
-        if injector.probability <= 0:
+        if injector.probability.high <= 0:
             say(place, "an injector with probability 0 never sends; take it out")
         if any(abs(offset) >= 1 << 32 for offset in injector.seq_offsets):
             say(place, "a sequence offset lies within 32 bits")

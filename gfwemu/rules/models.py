@@ -11,7 +11,8 @@ from typing import Annotated, Any, Literal
 from pydantic import AfterValidator, BaseModel, ConfigDict, Field
 
 from gfwemu.dissect.options import DissectOptions
-from gfwemu.rules.actions import Probability, Residual
+from gfwemu.rules.actions import Residual
+from gfwemu.rules.odds import Chance
 from gfwemu.rules.quantities import Duration, Size
 
 Name = Annotated[str, Field(pattern=r"^[A-Za-z0-9][A-Za-z0-9._-]{0,63}$")]
@@ -50,7 +51,7 @@ class Defaults(Section):
     seed: Annotated[int, Field(ge=0)] | None = None
     placement: PlacementName | None = None
     residual: Residual | None = None
-    probability: Probability | None = None
+    probability: Chance | None = None
 
 
 class TcpSection(Section):
@@ -164,7 +165,8 @@ class RuleEntry(Section):
     action: str
     with_: dict[str, Any] = Field(default={}, alias="with")
     residual: Residual | Literal["none"] | None = None
-    probability: Probability | None = None
+    probability: Chance | None = None
+    repeat: bool = False
     placement: PlacementName | None = None
     schedule: ScheduleEntry | None = None
     cite: str = ""

@@ -11,6 +11,7 @@ from typing import Any
 from pydantic import BaseModel, BeforeValidator
 from pydantic.fields import FieldInfo
 
+from gfwemu.rules.odds import Chance, Odds
 from gfwemu.rules.quantities import Duration, Rate, Size, Varied, VariedDuration, VariedNumber, VariedSize
 
 _KIND_NAMES: tuple[tuple[Any, str], ...] = (
@@ -20,8 +21,9 @@ _KIND_NAMES: tuple[tuple[Any, str], ...] = (
     (VariedDuration, "duration, may vary"),
     (VariedNumber, "number, may vary"),
     (VariedSize, "size, may vary"),
+    (Chance, "number from 0 to 1, may depend on the hour"),
 )
-_QUANTITIES = {typing.get_args(alias)[1]: name for alias, name in _KIND_NAMES}
+_QUANTITIES = {typing.get_args(alias)[-1]: name for alias, name in _KIND_NAMES}
 _PLAIN: dict[Any, str] = {str: "text", int: "whole number", float: "number", bool: "true or false"}
 
 
@@ -95,6 +97,8 @@ def _limit(item: Any) -> str:
 def _value(value: Any) -> str:
     if isinstance(value, Varied):
         return f"{value.low:g}" if value.low == value.high else f"{value.low:g}-{value.high:g}"
+    if isinstance(value, Odds):
+        return f"{value.high:g}"
     if isinstance(value, bool):
         return str(value).lower()
     if isinstance(value, BaseModel):

@@ -4,16 +4,15 @@ from __future__ import annotations
 
 import datetime
 import re
-import zoneinfo
 from dataclasses import dataclass
 
 from gfwemu.rules.models import ScheduleEntry
+from gfwemu.rules.zones import time_zone
 
 DAYS = ("mon", "tue", "wed", "thu", "fri", "sat", "sun")
 
 _DAY_MINUTES = 24 * 60
 _HOURS = re.compile(r"([0-9]{1,2}):([0-9]{2})\s*-\s*([0-9]{1,2}):([0-9]{2})")
-_OFFSET = re.compile(r"([+-])([0-9]{1,2}):?([0-9]{2})")
 _ONE_DAY = datetime.timedelta(days=1)
 
 
@@ -67,7 +66,7 @@ def compile_schedule(entry: ScheduleEntry) -> Calendar:
         raise ValueError("a schedule needs 'hours', 'days' or 'dates'")
     if entry.hours == [] or entry.days == [] or entry.dates == []:
         raise ValueError("an empty list means never; leave the key out")
-    calendar = Calendar(_zone(entry.timezone), hours, frozenset(map(DAYS.index, entry.days or ())), dates)
+    calendar = Calendar(time_zone(entry.timezone), hours, frozenset(map(DAYS.index, entry.days or ())), dates)
     if calendar.never():
         raise ValueError("none of these dates falls on one of these days: the rule can never fire")
     return calendar
@@ -100,16 +99,3 @@ def _dates(text: str) -> tuple[datetime.date, datetime.date]:
     if last < first:
         raise ValueError(f"the dates '{text}' run backwards")
     return first, last
-
-
-def _zone(text: str) -> datetime.tzinfo:
-    if text.upper() in ("UTC", "Z"):
-        return datetime.UTC
-    if found := _OFFSET.fullmatch(text):
-        offset = datetime.timedelta(hours=int(found[2]), minutes=int(found[3]))
-        if offset < _ONE_DAY:
-            return datetime.timezone(offset if found[1] == "+" else -offset)
-    try:
-        return zoneinfo.ZoneInfo(text)
-    except (zoneinfo.ZoneInfoNotFoundError, ValueError, OSError):
-        raise ValueError(f"unknown time zone '{text[:40]}'; write an offset such as +08:00, or Asia/Shanghai") from None

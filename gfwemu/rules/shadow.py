@@ -6,7 +6,7 @@ from collections.abc import Iterable, Iterator, Sequence
 
 from gfwemu.errors import Problem
 from gfwemu.model import Transport
-from gfwemu.rules.actions import NOT_TERMINAL
+from gfwemu.rules.actions import decides
 from gfwemu.rules.compile import allowed_transports, needs_tcp
 from gfwemu.rules.conditions import Alternative, Clause
 from gfwemu.rules.domains import DomainSet, parents
@@ -117,8 +117,8 @@ def _probes(clause: Clause) -> Iterator[Key]:
 def _decides(draft: Draft, alternative: Alternative) -> bool:
     """Whether the rule, where it matches, leaves nothing to later rules."""
     return (
-        draft.action_name not in NOT_TERMINAL
-        and draft.probability >= 1.0
+        decides(draft.action_name, draft.placement, repeat=draft.entry.repeat)
+        and draft.odds.low >= 1.0
         and draft.schedule is None
         and not alternative.hooks
     )
