@@ -55,14 +55,27 @@ _Parser = Generator[None, None, None]
 class Http1Session:
     """Reads the client's direction. `stream_limit` bounds a header block, and a server's talk to a silent client."""
 
-    __slots__ = ("_buffer", "_confirmed", "_limit", "_messages", "_parser", "_position", "_request", "_server_bytes")
+    __slots__ = (
+        "_buffer",
+        "_confirmed",
+        "_limit",
+        "_messages",
+        "_options",
+        "_parser",
+        "_position",
+        "_request",
+        "_server_bytes",
+        "_unanswered",
+    )
 
     def __init__(self, options: DissectOptions) -> None:
+        self._options = options
         self._limit = options.stream_limit
         self._buffer = bytearray()
         self._position = 0
         self._server_bytes = 0
         self._confirmed = False
+        self._unanswered = False
         self._request: Request | None = None
         self._messages: list[Message] = []
         self._parser = self._parse()
@@ -77,7 +90,7 @@ class Http1Session:
             next(self._parser, None)
         except MalformedBytes as malformed:
             problem = str(malformed)
-        if self._request is not None and self._request.host:
+        if self._request is not None and self._request.host_read:
             self._report()
         if self._messages:
             self._confirmed = True
@@ -86,6 +99,7 @@ class Http1Session:
         return Confirm(tuple(self._messages), bool(problem)) if self._messages or problem else NEED_MORE
 
     def _feed_server(self, data: bytes) -> Outcome:
+        self._unanswered = False
         if self._position or self._buffer:
             return NEED_MORE
         self._server_bytes += len(data)
@@ -95,7 +109,7 @@ class Http1Session:
 
     def _report(self) -> None:
         assert self._request is not None
-        self._messages.append(self._request.message())
+        self._messages.append(self._request.message(self._options))
         self._request = None
 
     def _parse(self) -> _Parser:
@@ -113,7 +127,13 @@ class Http1Session:
         end = self._position + self._limit
         start = self._position
         line = yield from self._line(end, request_line=True)
-        self._request = request = read_request_line(line, start)
+        request = read_request_line(line, start)
+        if self._options.http_pipelined == "all" or not self._unanswered:
+            self._request = request
+        self._unanswered = True
+        headers_start = self._position
+        name_limit = self._options.http_header_name_limit
+        stopped = False
         length: bytes | None = None
         coding = b""
         name = b""
@@ -125,13 +145,17 @@ class Http1Session:
             if line[0] in b" \t":
                 value = line
             else:
-                name, _, value = line.partition(b":")
+                name, colon, value = line.partition(b":")
                 name = name.strip().lower()
+                stopped = stopped or bool(colon and name_limit and len(name) >= name_limit)
             content = value.strip()
             if not content:
                 continue
             if name == b"host":
-                request.set_host(content, start + line.find(content, len(line) - len(value)))
+                offset = start + line.find(content, len(line) - len(value))
+                window = self._options.http_keyword_window
+                in_window = not window or offset - headers_start < window
+                request.set_host(content, offset, found=not stopped, as_keyword=in_window)
             elif name == b"user-agent":
                 request.set_user_agent(content)
             elif name == b"transfer-encoding":

@@ -6,6 +6,7 @@ import re
 from dataclasses import dataclass
 from urllib.parse import unquote_to_bytes
 
+from gfwemu.dissect.options import DissectOptions
 from gfwemu.dissect.outcome import FactValue, Message, Span
 from gfwemu.dissect.reader import MalformedBytes
 
@@ -22,7 +23,11 @@ _NO_REQUEST_LINE = "HTTP: no request line"
 
 @dataclass(slots=True)
 class Request:
-    """What is known so far. Offsets count from the start of the client's stream."""
+    """What is known so far. Offsets count from the start of the client's stream.
+
+    host_read: a Host header has come, although a censor that gave up before it may not know it. keyword_host is what
+    keyword filters see of it.
+    """
 
     method: bytes
     target: bytes
@@ -30,17 +35,24 @@ class Request:
     version: str
     host: bytes = b""
     host_offset: int = 0
+    host_read: bool = False
+    keyword_host: bytes = b""
     user_agent: bytes = b""
 
-    def set_host(self, value: bytes, offset: int) -> None:
-        """The first Host header counts."""
-        if not self.host:
+    def set_host(self, value: bytes, offset: int, *, found: bool, as_keyword: bool) -> None:
+        """The first Host header counts, for those who see it: the search for a host, the search for keywords."""
+        if self.host_read:
+            return
+        self.host_read = True
+        if found:
             self.host, self.host_offset = value, offset
+        if as_keyword:
+            self.keyword_host = value
 
     def set_user_agent(self, value: bytes) -> None:
         self.user_agent = self.user_agent or value
 
-    def message(self) -> Message:
+    def message(self, options: DissectOptions) -> Message:
         absolute = _ABSOLUTE.match(self.target)
         path_start = absolute.end() if absolute else 0
         path = self.target[path_start:]
@@ -48,7 +60,7 @@ class Request:
             "http.method": _text(self.method),
             "http.path": _text(path) or "/",
             "http.version": self.version,
-            "http.keyword": keyword_text(self.target, self.host),
+            "http.keyword": keyword_text(self.target, self.keyword_host, options),
         }
         spans = {"http.path": Span(self.target_offset + path_start, len(path))}
         if self.host:
@@ -98,10 +110,13 @@ def _host_text(authority: bytes) -> str:
     return _text(host.removeprefix(b"[").removesuffix(b"]").removesuffix(b".")).lower()
 
 
-def keyword_text(target: bytes, host: bytes) -> str:
+def keyword_text(target: bytes, host: bytes, options: DissectOptions) -> str:
     """Target and Host, a line each, then decoded where that makes a difference (Rambert et al., WWW 2021)."""
+    if options.http_uri_limit:
+        target = target[: options.http_uri_limit]
     lines = [_text(target), _text(host)] if host else [_text(target)]
-    if b"%" in target or not target.isascii() or not host.isascii():
-        decoded = unquote_to_bytes(target) + (b"\n" + host if host else b"")
+    decoded = unquote_to_bytes(target) if options.http_percent_decoding else target
+    if decoded != target or not target.isascii() or not host.isascii():
+        decoded += b"\n" + host if host else b""
         lines += [decoded.decode("utf-8", "replace"), decoded.decode("gb18030", "replace")]
     return "\n".join(lines)
