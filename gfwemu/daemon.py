@@ -16,7 +16,7 @@ from contextlib import suppress
 from dataclasses import dataclass, replace
 from pathlib import Path
 from types import FrameType
-from typing import Protocol
+from typing import Any, Protocol
 
 from gfwemu.engine.commands import Command, Hold, Inject, Report, SetTimer, SetVerdict, Watch
 from gfwemu.engine.events import Event, PacketArrived, RulesReplaced, Stopping, TimerFired
@@ -95,6 +95,8 @@ class Parts:
     load: Callable[[], RuleSet]
     plan: Callable[[RuleSet], KernelPlan]
     engine: Callable[[RuleSet], Decider]
+    widened: Callable[[Any, RuleSet], Decider] = lambda engine, _: engine
+    """The engine, able to take these rules in the place of its own."""
 
 
 class Daemon:
@@ -149,7 +151,7 @@ class Daemon:
                 options.queue,
                 (ends.inside, ends.outside),
                 self._receive,
-                length=self._rules.options.hold_packets + _SPARE_QUEUE,
+                length=self._rules.hold_packets + _SPARE_QUEUE,
                 fail_open=plan.fail_open,
             )
             # Only after the queue is bound: then no other daemon can be using the table.
@@ -403,6 +405,7 @@ class Daemon:
         else:
             self._queue.set_fail_open(plan.fail_open)
             self._rules = loaded
+            self._engine = self._parts.widened(self._engine, loaded)
             self._perform(self._decide(RulesReplaced(loaded, now), None), now)
             self._output(self._outputs.reloaded, now)
             self._say(f"reloaded: {len(loaded.rules)} rules")

@@ -12,7 +12,7 @@ import click
 
 from gfwemu.daemon import Daemon, DaemonOptions, Parts
 from gfwemu.engine.commands import Command, Inject, Report, SetVerdict
-from gfwemu.engine.engine import Engine
+from gfwemu.engine.series import open_engine, widened
 from gfwemu.errors import UsageError
 from gfwemu.kernel.table import DEFAULT_QUEUE, RuleCounter
 from gfwemu.model import Side
@@ -90,7 +90,8 @@ def daemon(
     parts = Parts(
         load=lambda: load_rules(rule_files, seed=seed),
         plan=compile_plan,
-        engine=lambda rules: Engine(rules, time_scale=time_scale, seed=seed, offload=offload),
+        engine=lambda rules: open_engine(rules, time_scale=time_scale, seed=seed, offload=offload),
+        widened=widened,
     )
     files = _Files(eve, pcap, metrics)
     try:

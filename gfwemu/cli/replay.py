@@ -19,7 +19,7 @@ from rich.progress import Progress
 from rich.text import Text
 
 from gfwemu.engine.commands import Command, Inject, Report
-from gfwemu.engine.engine import Engine
+from gfwemu.engine.series import open_engine
 from gfwemu.errors import UsageError
 from gfwemu.model import Verdict
 from gfwemu.replay.capture import read_capture
@@ -103,7 +103,7 @@ def replay(
             files.enter_context(_created(eve)) if eve else None,
             files.enter_context(_created(pcap)) if pcap else None,
         )
-        engine = Engine(rules, seed=seed, offload=False)
+        engine = open_engine(rules, seed=seed, offload=False)
         run = Replay(engine, sink, inside=rules.inside, on_error=Verdict(rules.on_error))
         damage: CaptureError | None = None
         try:

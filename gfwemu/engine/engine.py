@@ -2,8 +2,9 @@
 
 from __future__ import annotations
 
+import itertools
 import random
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
 
 from gfwemu.engine.commands import Command, Hold, Inject, Report, SetTimer, SetVerdict
 from gfwemu.engine.events import Event, PacketArrived, RulesReplaced, Stopping, TimerFired
@@ -15,7 +16,7 @@ from gfwemu.engine.treatments import RedirectFlow
 from gfwemu.engine.work import Decision, Work
 from gfwemu.flow.flow import Flow
 from gfwemu.flow.fragments import Complete, Fragments, Refused
-from gfwemu.model import Direction, Transport, Verdict
+from gfwemu.model import Direction, FiveTuple, Transport, Verdict
 from gfwemu.rules.compiled import RuleSet
 from gfwemu.wire.build import build_ip
 from gfwemu.wire.checksum import checksum_ok
@@ -27,12 +28,20 @@ class Engine:
     """One censor. `time_scale`: its clock runs that many times faster than the real one.
 
     The scaled clock drives residual blocks, schedules and lifetimes; delays of injected packets and rates stay real.
-    With `offload` False no command asks the kernel to answer for a flow.
+    With `offload` False no command asks the kernel to answer for a flow. `flow_ids` may be shared by several engines.
     """
 
     def __init__(
-        self, rules: RuleSet, *, time_scale: float = 1.0, seed: int | None = None, offload: bool = True
+        self,
+        rules: RuleSet,
+        *,
+        time_scale: float = 1.0,
+        seed: int | None = None,
+        offload: bool = True,
+        flow_ids: Iterator[int] | None = None,
     ) -> None:
+        self._flow_ids = itertools.count(1) if flow_ids is None else flow_ids
+        self._seed = rules.seed if seed is None else seed
         self._rules = rules
         self._time_scale = time_scale
         self._epoch: float | None = None
@@ -43,9 +52,10 @@ class Engine:
         self._held: dict[int, tuple[bytes | None, str]] = {}
         self._delayed = 0
         self._fragments_due: float | None = None
-        self._flows = FlowKeeper(rules)
+        self._flows = FlowKeeper(rules, self._flow_ids)
         self._fragments = Fragments(rules.options.fragments)
-        rng = random.Random(rules.seed if seed is None else seed)
+        # Boxes of one file must not throw the same dice.
+        rng = random.Random(f"{self._seed}/{rules.box}" if rules.box else self._seed)
         self._judge = Judge(rules, rng, lambda seconds: seconds / time_scale)
 
     @property
@@ -55,6 +65,23 @@ class Engine:
     @property
     def held_count(self) -> int:
         return len(self._held)
+
+    @property
+    def box(self) -> str:
+        """The name of the box whose rules these are, "" where it has none."""
+        return self._rules.box
+
+    def twin(self, rules: RuleSet) -> Engine:
+        """An engine of the same clock for other rules, which never gives a flow the ID of one of this engine's."""
+        other = Engine(
+            rules, time_scale=self._time_scale, seed=self._seed, offload=self._offload, flow_ids=self._flow_ids
+        )
+        other._epoch = self._epoch
+        return other
+
+    def knows(self, key: FiveTuple) -> bool:
+        """Whether a flow with that five-tuple is remembered."""
+        return self._flows.table.find(key) is not None
 
     def handle(self, event: Event) -> list[Command]:
         """Takes one event; returns what to do about it, in order.
@@ -101,7 +128,7 @@ class Engine:
     # -- packets ------------------------------------------------------------------------------------------------
 
     def _packet_arrived(self, event: PacketArrived, censor_now: float, commands: list[Command]) -> None:
-        packet = parse_packet(event.data)
+        packet = event.packet or parse_packet(event.data)
         if isinstance(packet, Malformed):
             commands.append(SetVerdict(event.packet_id, Verdict.ACCEPT))
         elif packet.is_fragment and self._rules.options.fragments.reassemble:

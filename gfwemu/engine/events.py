@@ -6,16 +6,21 @@ from dataclasses import dataclass
 
 from gfwemu.model import Side
 from gfwemu.rules.compiled import RuleSet
+from gfwemu.wire.packet import Packet
 
 
 @dataclass(frozen=True, slots=True)
 class PacketArrived:
-    """One IP packet from the queue. `now`: seconds since the epoch. `came_from` None: unknown, as in a capture."""
+    """One IP packet from the queue. `now`: seconds since the epoch. `came_from` None: unknown, as in a capture.
+
+    packet: what the parser makes of `data`, where the caller has parsed it already.
+    """
 
     packet_id: int
     data: bytes
     now: float
     came_from: Side | None = None
+    packet: Packet | None = None
 
 
 @dataclass(frozen=True, slots=True)

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
 
 from gfwemu.engine.facts import in_networks
 from gfwemu.flow.flow import Flow, FlowState, direction_index
@@ -20,8 +20,8 @@ _FIRST_STATE = {int(Transport.TCP): FlowState.OPENING, int(Transport.UDP): FlowS
 class FlowKeeper:
     """Finds or makes the flow of each packet. Times are the censor's clock."""
 
-    def __init__(self, rules: RuleSet) -> None:
-        self.table = FlowTable(rules.options.flows)
+    def __init__(self, rules: RuleSet, flow_ids: Iterator[int]) -> None:
+        self.table = FlowTable(rules.options.flows, flow_ids)
         self._inside = rules.inside
 
     def load(self, rules: RuleSet) -> None:

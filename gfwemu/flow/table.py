@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import itertools
 from collections import OrderedDict
 from collections.abc import Iterator, Sequence
 
@@ -19,11 +20,11 @@ class FlowTable:
     sweep_at: no flow ends before that, so `sweep` has nothing to do until then.
     """
 
-    def __init__(self, options: FlowOptions) -> None:
+    def __init__(self, options: FlowOptions, flow_ids: Iterator[int] | None = None) -> None:
         self._options = options
         self._by_tuple: dict[FiveTuple, tuple[Flow, Direction]] = {}
         self._by_state: dict[FlowState, OrderedDict[int, Flow]] = {state: OrderedDict() for state in FlowState}
-        self._next_id = 1
+        self._flow_ids = itertools.count(1) if flow_ids is None else flow_ids
         self.sweep_at = 0.0
         self.resize(options)
 
@@ -60,8 +61,7 @@ class FlowTable:
         while len(self) >= self._options.limit and len(evicted) < _SWEEP and (oldest := self._oldest()) is not None:
             self.remove(oldest)
             evicted.append(oldest)
-        flow = Flow(self._next_id, key, side, now, state)
-        self._next_id += 1
+        flow = Flow(next(self._flow_ids), key, side, now, state)
         # A flow between equal endpoints (both address and port) has but one key: it is the client's.
         self._by_tuple[key.reversed()] = (flow, Direction.TO_CLIENT)
         self._by_tuple[key] = (flow, Direction.TO_SERVER)

@@ -53,6 +53,7 @@ def _compile(draft: Draft, alternative: Alternative, index: int) -> CompiledRule
         schedule=draft.schedule,
         cite=draft.entry.cite,
         observed=draft.entry.observed,
+        box=draft.entry.box or "",
     )
 
 

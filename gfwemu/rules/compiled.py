@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Mapping
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from enum import IntEnum
 from typing import Literal, Protocol
 
@@ -78,6 +78,7 @@ class CompiledRule:
     repeat: bool = False
     cite: str = ""
     observed: str = ""
+    box: str = ""
 
     @property
     def terminal(self) -> bool:
@@ -104,9 +105,19 @@ class Subscriber:
 
 
 @dataclass(frozen=True, slots=True)
+class Box:
+    """One of several censors in series: the rules that name it, its way to read, the dissectors that it needs."""
+
+    name: str
+    options: EngineOptions
+    dissectors: frozenset[str]
+
+
+@dataclass(frozen=True, slots=True)
 class RuleSet:
     """A whole rule file with its includes and lists, ready for the engine.
 
+    boxes: empty where one censor holds all rules; its name is `box`. With several, `rules` stand in the order of boxes.
     dissectors: the names of those that any rule needs. inside: networks of the inside as (address, prefix length),
     used only where the daemon does not know the side from the interface (replay).
     """
@@ -122,9 +133,31 @@ class RuleSet:
     description: str = ""
     source: str = ""
     lists: Mapping[str, int] = field(default_factory=dict)
+    box: str = ""
+    boxes: tuple[Box, ...] = ()
+
+    def split(self) -> tuple[RuleSet, ...]:
+        """One rule set for each box, in the order in which packets meet them."""
+        return tuple(
+            replace(
+                self,
+                rules=tuple(rule for rule in self.rules if rule.box == box.name),
+                options=box.options,
+                dissectors=box.dissectors,
+                box=box.name,
+                boxes=(),
+            )
+            for box in self.boxes
+        ) or (self,)
+
+    @property
+    def hold_packets(self) -> int:
+        """How many packets all boxes together let wait at a time."""
+        return sum(box.options.hold_packets for box in self.boxes) or self.options.hold_packets
 
 
 __all__ = [
+    "Box",
     "CompiledRule",
     "Condition",
     "EngineOptions",

@@ -7,6 +7,7 @@ from dataclasses import dataclass
 from pathlib import Path
 
 from gfwemu.errors import Place, Problem, RulesError
+from gfwemu.rules.boxes import check_boxes, in_series
 from gfwemu.rules.compile import compile_rules, needed_dissectors
 from gfwemu.rules.compiled import RuleSet, Subscriber
 from gfwemu.rules.conditions import Names
@@ -47,15 +48,17 @@ def load(paths: Sequence[Path], *, seed: int | None = None) -> Loaded:
     drafts = _all_drafts(roots, [entry for entry, _ in subscribers], problems)
     lists = [loaded for source in sources for loaded in source.lists.values()]
     lint(drafts, lists, problems)
+    check_boxes(sources, problems)
     if problems:
         raise RulesError(_essential(problems, reader.unreadable))
     models = [source.model for source in sources if source.model is not None]
     seeds = [model.defaults.seed for model in models if model.defaults.seed is not None]
     engine = merged(model.engine for model in models)
+    drafts, boxes = in_series(drafts, models, engine)
     rules = compile_rules(drafts)
     rule_set = RuleSet(
         rules=rules,
-        options=engine_options(engine),
+        options=boxes[0].options if len(boxes) == 1 else engine_options(engine),
         dissectors=needed_dissectors(drafts),
         subscribers=tuple(entry for entry, _ in subscribers),
         inside=inside,
@@ -65,6 +68,8 @@ def load(paths: Sequence[Path], *, seed: int | None = None) -> Loaded:
         description=models[-1].description if models else "",
         source=", ".join(map(shown_path, paths)),
         lists={loaded.name: loaded.size for loaded in lists},
+        box=boxes[0].name if len(boxes) == 1 else "",
+        boxes=boxes if len(boxes) > 1 else (),
     )
     return Loaded(rule_set, tuple(source.shown for source in sources), tuple(lists))
 

@@ -126,8 +126,8 @@ class LimitSection(Section):
     stream: Bytes | None = None
 
 
-class EngineSection(Section):
-    """How this censor reads traffic. The last file that sets a knob wins; a file comes after those it includes."""
+class BoxSection(Section):
+    """How one box reads traffic, where it differs from `engine:`. Boxes stand in series, each a censor of its own."""
 
     tcp: TcpSection = TcpSection()
     tls: TlsSection = TlsSection()
@@ -137,6 +137,11 @@ class EngineSection(Section):
     openvpn: OpenvpnSection = OpenvpnSection()
     wireguard: WireguardSection = WireguardSection()
     limits: LimitSection = LimitSection()
+
+
+class EngineSection(BoxSection):
+    """How this censor reads traffic. The last file that sets a knob wins; a file comes after those it includes."""
+
     on_error: Literal["accept", "drop"] | None = None
     fail_open: bool | None = None
 
@@ -169,6 +174,7 @@ class RuleEntry(Section):
     repeat: bool = False
     placement: PlacementName | None = None
     schedule: ScheduleEntry | None = None
+    box: Name | None = None
     cite: str = ""
     observed: str = ""
 
@@ -183,6 +189,7 @@ class RuleFile(Section):
     lists: dict[Name, ListEntry] = {}
     defaults: Defaults = Defaults()
     engine: EngineSection = EngineSection()
+    boxes: dict[Name, BoxSection] = {}
     inside: list[str] = []
     subscribers: dict[Name, SubscriberEntry] = {}
     rules: list[RuleEntry] = []

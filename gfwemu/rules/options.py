@@ -7,16 +7,16 @@ from typing import Any
 
 from gfwemu.dissect.options import DissectOptions
 from gfwemu.rules.compiled import EngineOptions, FlowOptions, FragmentOptions, TcpOptions
-from gfwemu.rules.models import EngineSection
+from gfwemu.rules.models import BoxSection
 
 Tree = dict[str, Any]
 
 
-def merged(sections: Iterable[EngineSection]) -> Tree:
+def merged(sections: Iterable[BoxSection | Tree]) -> Tree:
     """What the sections set, the last one winning, nested as in the file."""
     result: Tree = {}
     for section in sections:
-        _merge(result, section.model_dump(exclude_none=True))
+        _merge(result, section.model_dump(exclude_none=True) if isinstance(section, BoxSection) else section)
     return result
 
 

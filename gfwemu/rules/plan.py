@@ -80,11 +80,18 @@ def compile_plan(rules: RuleSet) -> KernelPlan:
     """
     kernel: list[KernelRule] = []
     earlier: list[_Reach] = []
+    box = ""
     pair_blocks = any(rule.residual is not None and rule.residual.key == "2tuple" for rule in rules.rules)
-    for rule in rules.rules:
+    for position, rule in enumerate(rules.rules):
         reach = _reach(rule)
+        if rules.boxes and rule.box != box:
+            # What an earlier box does to a packet comes before all that this one decides.
+            box, earlier = rule.box, [_reach(one) or _Reach() for one in rules.rules[:position]]
         exact = reach is not None and all(condition.field in _KERNEL_FIELDS for condition in rule.conditions)
         verdict = _verdict(rule)
+        if rules.boxes and verdict == "accept":
+            # The packet passes this box; the next one has still to see it.
+            verdict = None
         narrow = reach is not None and (reach.ports is not None or reach.transports is not None)
         entries: list[KernelRule] = []
         if reach is not None and exact and verdict is not None and not (pair_blocks and narrow):

@@ -22,10 +22,11 @@ _FILED_ENTRIES = 64
 
 
 def shadowing(drafts: Sequence[Draft]) -> list[Problem]:
-    """One problem for each alternative that can never fire because an earlier, terminal rule matches all of it."""
+    """One problem for each alternative that can never fire because a terminal rule before it in its box matches all."""
     problems: list[Problem] = []
-    deciding = _Index()
+    by_box: dict[str | None, _Index] = {}
     for draft in drafts:
+        deciding = by_box.setdefault(draft.entry.box, _Index())
         own: list[Reach] = []
         for alternative in draft.alternatives:
             candidates = deciding.candidates(alternative)

@@ -6,9 +6,9 @@ from collections.abc import Sequence
 from dataclasses import dataclass, field
 
 from gfwemu.engine.commands import Command, Hold, Inject, Report, SetTimer, SetVerdict, Watch
-from gfwemu.engine.engine import Engine
 from gfwemu.engine.events import Event, PacketArrived, RulesReplaced, Stopping, TimerFired
 from gfwemu.engine.records import Record
+from gfwemu.engine.series import open_engine, widened
 from gfwemu.model import FiveTuple, Side, Transport, Verdict, address_bytes
 from gfwemu.rules.compiled import RuleSet
 from gfwemu.wire.build import build_tcp, build_udp
@@ -72,7 +72,7 @@ class Playbook:
         start: float = 1_000_000.0,
         offload: bool = True,
     ) -> None:
-        self.engine = Engine(rules, time_scale=time_scale, seed=seed, offload=offload)
+        self.engine = open_engine(rules, time_scale=time_scale, seed=seed, offload=offload)
         self.now = start
         self.waiting: set[int] = set()
         self.timer: float | None = None
@@ -104,6 +104,7 @@ class Playbook:
         return reaction
 
     def replace_rules(self, rules: RuleSet) -> Reaction:
+        self.engine = widened(self.engine, rules)
         return self.send(RulesReplaced(rules, self.now))
 
     def stop(self) -> Reaction:
