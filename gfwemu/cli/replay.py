@@ -126,6 +126,7 @@ class _Outputs:
         self._log = eve
         self._eve = EveWriter(self)
         self._pcap = PcapngWriter(pcap) if pcap else None
+        self.takes_packets = pcap is not None
 
     def write(self, text: str) -> None:
         """A line of the event log."""
@@ -187,15 +188,16 @@ def _with_progress(frames: Iterator[Frame], stream: BinaryIO) -> Iterator[Frame]
     """The same frames, with a bar on a terminal's standard error once it has taken a while."""
     console = Console(stderr=True)
     size = os.fstat(stream.fileno()).st_size
-    if not (console.is_terminal and size):
-        yield from frames
-        return
+    return _counted(frames, console, size) if console.is_terminal and size else frames
+
+
+def _counted(frames: Iterator[Frame], console: Console, size: int) -> Iterator[Frame]:
     began = time.monotonic()
     with contextlib.ExitStack() as stack:
         progress: Progress | None = None
-        for count, frame in enumerate(frames):
+        for frame in frames:
             yield frame
-            if count % _FRAMES_BETWEEN_LOOKS:
+            if frame.number % _FRAMES_BETWEEN_LOOKS:
                 continue
             if progress is None and time.monotonic() - began > _PATIENCE_SECONDS:
                 progress = stack.enter_context(Progress(console=console, transient=True))

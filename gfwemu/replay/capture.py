@@ -7,7 +7,7 @@ Formats: draft-ietf-opsawg-pcap section 4 (file header), 5 (packet record); draf
 from __future__ import annotations
 
 import struct
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from dataclasses import dataclass
 from typing import BinaryIO, Literal
 
@@ -20,6 +20,8 @@ _INTERFACE, _SIMPLE_PACKET, _ENHANCED_PACKET = 1, 3, 6
 _SHB_APPLICATION, _IF_NAME, _IF_TSRESOL, _IF_TSOFFSET = 4, 2, 9, 14
 _LONGEST_BLOCK = 16_777_216
 _MOST_INTERFACES = 65_536
+_PIECE = 1 << 18
+"""Bytes that are read at once."""
 
 _COMPRESSED: dict[bytes, str] = {b"\x1f\x8b": "gunzip", b"\x28\xb5": "unzstd", b"\xfd7": "unxz", b"BZ": "bunzip2"}
 
@@ -41,27 +43,54 @@ def read_capture(stream: BinaryIO, name: str) -> Iterator[Frame]:
 
 
 class _Source:
-    """A stream that knows where it is and says so when it ends too early."""
+    """A stream that is read in large pieces, knows where it is and says so when it ends too early.
+
+    buffer[at:] has been read from the stream and not yet taken.
+    """
 
     def __init__(self, stream: BinaryIO, name: str) -> None:
-        self._stream = stream
+        # From a pipe, what is there: `read` would wait until all that was asked for has come.
+        self._read_some: Callable[[int], bytes] = getattr(stream, "read1", stream.read)
         self.name = name
-        self.offset = 0
+        self.buffer = b""
+        self.at = 0
+        self.start = 0
+        """Where in the stream the buffer begins."""
+
+    @property
+    def offset(self) -> int:
+        return self.start + self.at
 
     def read(self, count: int, what: str) -> bytes:
-        data = self._stream.read(count)
+        data = self._take(count)
         if len(data) < count:
-            raise self.error(f"the file ends inside {what}: {count} bytes wanted, {len(data)} left")
-        self.offset += count
+            raise self._ends_inside(what, count, data)
         return data
 
     def read_or_end(self, count: int, what: str) -> bytes:
         """As `read`, or b"" where the file ends right here."""
-        data = self._stream.read(count)
+        data = self._take(count)
         if data and len(data) < count:
-            raise self.error(f"the file ends inside {what}: {count} bytes wanted, {len(data)} left")
-        self.offset += len(data)
+            raise self._ends_inside(what, count, data)
         return data
+
+    def _take(self, count: int) -> bytes:
+        """So many bytes, or what the stream still has."""
+        left = len(self.buffer) - self.at
+        if left < count:
+            pieces = [self.buffer[self.at :]]
+            while left < count and (piece := self._read_some(max(_PIECE, count - left))):
+                pieces.append(piece)
+                left += len(piece)
+            self.start += self.at
+            self.buffer, self.at = b"".join(pieces), 0
+        data = self.buffer[self.at : self.at + count]
+        self.at += len(data)
+        return data
+
+    def _ends_inside(self, what: str, count: int, data: bytes) -> CaptureError:
+        message = f"the file ends inside {what}: {count} bytes wanted, {len(data)} left"
+        return self.error(message, self.offset - len(data))
 
     def error(self, message: str, offset: int | None = None) -> CaptureError:
         return CaptureError(self.name, self.offset if offset is None else offset, message)
@@ -72,14 +101,30 @@ def _read_pcap(source: _Source, order: str, ticks: int) -> Iterator[Frame]:
     if major != 2:
         raise source.error(f"pcap version {major}.{minor} is not known; version 2 is", 4)
     link_type = link & 0xFFFF
+    unpack = struct.Struct(f"{order}IIII").unpack_from
     number = 0
     while True:
+        # The records that lie in the buffer as a whole.
+        buffer, at, start = source.buffer, source.at, source.start
+        end = len(buffer)
+        while at + 16 <= end:
+            seconds, fraction, length, original = unpack(buffer, at)
+            after = at + 16 + length
+            if after > end or length > LONGEST_FRAME:
+                break
+            number += 1
+            yield Frame(
+                number, start + at, seconds + fraction / ticks, link_type, buffer[at + 16 : after], original, "", ""
+            )
+            at = after
+        source.at = at
+        # The one that does not, and then comes the next piece of the file.
         offset = source.offset
         number += 1
         header = source.read_or_end(16, f"the header of frame {number}")
         if not header:
             return
-        seconds, fraction, length, original = struct.unpack(f"{order}IIII", header)
+        seconds, fraction, length, original = unpack(header)
         if length > LONGEST_FRAME:
             raise source.error(f"frame {number} claims {length} bytes; the file is damaged here", offset)
         data = source.read(length, f"frame {number}")
@@ -101,6 +146,9 @@ def _read_pcapng(source: _Source) -> Iterator[Frame]:
     number = 0
     last_time = 0.0
     while True:
+        for frame in _ordinary_packets(source, order, interfaces, application, number):
+            number, last_time = frame.number, frame.time
+            yield frame
         offset = source.offset
         head = source.read_or_end(4, "a block's type")
         if not head:
@@ -141,6 +189,33 @@ def _read_pcapng(source: _Source) -> Iterator[Frame]:
                 interface.name,
                 application,
             )
+
+
+def _ordinary_packets(
+    source: _Source, order: str, interfaces: list[_Interface], application: str, number: int
+) -> Iterator[Frame]:
+    """The enhanced packets that come next, up to the first block that is another, odd, or not in the buffer."""
+    unpack, trailer = struct.Struct(f"{order}7I").unpack_from, struct.Struct(f"{order}I").unpack_from
+    buffer, at, start = source.buffer, source.at, source.start
+    end, known = len(buffer), len(interfaces)
+    while at + 32 <= end:
+        kind, total, index, high, low, length, original = unpack(buffer, at)
+        after = at + total
+        if kind != _ENHANCED_PACKET or after > end or index >= known or length > LONGEST_FRAME:
+            break
+        if total % 4 or length + 32 > total or trailer(buffer, after - 4)[0] != total or total > _LONGEST_BLOCK:
+            break
+        interface = interfaces[index]
+        time = interface.offset_seconds + ((high << 32) | low) / interface.ticks
+        if not 0 <= time <= LATEST_TIME:
+            break
+        number += 1
+        data = buffer[at + 28 : at + 28 + length]
+        # Before the frame is given away: who takes it may take no more.
+        at = source.at = after
+        yield Frame(
+            number, start + after - total, time, interface.link_type, data, original, interface.name, application
+        )
 
 
 def _read_section_header(source: _Source, offset: int) -> tuple[str, str]:

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+from typing import NamedTuple
 
 from gfwemu.errors import UsageError
 
@@ -13,8 +13,7 @@ LATEST_TIME = 253_402_300_799.0
 """Seconds since the epoch: the end of the year 9999. A later timestamp means that the file is damaged."""
 
 
-@dataclass(frozen=True, slots=True)
-class Frame:
+class Frame(NamedTuple):
     """One captured frame. number counts from 1; offset: of its record in the file; time: seconds since the epoch.
 
     link_type: LINKTYPE_ number (tcpdump.org/linktypes.html). interface and application: as the file names them, or "".

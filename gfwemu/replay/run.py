@@ -22,9 +22,14 @@ DRAIN_SECONDS = 10.0
 """How long the clock runs on after the last packet, so that what is held or delayed still happens. Our choice."""
 
 _MOST_TIMERS_AT_ONCE = 1000
+_MOST_SIDES = 65_536
+"""Addresses whose side is remembered."""
 _OWN_CAPTURES = "gfwemu"
 _OWN_SIDES = {"inside": Side.INSIDE, "outside": Side.OUTSIDE}
 _OWN_FORGERIES = "injected"
+
+
+_Packet = tuple[Frame, bytes, Side | None]
 
 
 class Decider(Protocol):
@@ -47,10 +52,13 @@ class Decided:
 class Sink(Protocol):
     """Where a replay's outcome goes."""
 
+    takes_packets: bool
+    """Whether `decided` is called."""
+
     def decided(self, outcome: Decided) -> None: ...
 
     def commanded(self, command: Command, now: float) -> None:
-        """Every command in order, those of `decided` included, before it."""
+        """Every command in order but verdicts, which `decided` tells, and wishes for timers."""
         ...
 
 
@@ -93,7 +101,9 @@ class Replay:
         self._sink = sink
         self._now = 0.0
         self._wish: float | None = None
-        self._waiting: dict[int, tuple[Frame, bytes, Side | None]] = {}
+        self._current: _Packet | None = None
+        self._waiting: dict[int, _Packet] = {}
+        self._sides: dict[bytes, Side] = {}
 
     def run(self, frames: Iterable[Frame], name: str) -> None:
         """All frames, then the drain, then the end. Raises CaptureError where the capture is damaged.
@@ -114,28 +124,45 @@ class Replay:
         if frame.link_type not in LINK_TYPES:
             known = ", ".join(sorted({text for text, _ in LINK_TYPES.values()}))
             raise CaptureError(name, frame.offset, f"link type {frame.link_type} is not supported (these are: {known})")
-        own = frame.application.startswith(_OWN_CAPTURES)
-        if own and frame.interface == _OWN_FORGERIES:
-            totals.own_forgeries += 1
-            return
+        came_from: Side | None = None
+        if frame.application and frame.application.startswith(_OWN_CAPTURES):
+            if frame.interface == _OWN_FORGERIES:
+                totals.own_forgeries += 1
+                return
+            came_from = _OWN_SIDES.get(frame.interface)
         packet = ip_packet(frame)
         if packet is None:
             totals.other += 1
             return
         totals.packets += 1
-        totals.cut += len(frame.data) < frame.original_length
-        totals.backwards += frame.time < self._now
-        came_from = (_OWN_SIDES.get(frame.interface) if own else None) or self._side_of(packet)
-        self._advance(max(frame.time, self._now))
-        self._waiting[frame.number] = (frame, packet, came_from)
-        self._handle(PacketArrived(frame.number, packet, self._now, came_from))
+        if len(frame.data) < frame.original_length:
+            totals.cut += 1
+        if frame.time < self._now:
+            totals.backwards += 1
+        until = max(frame.time, self._now)
+        if self._wish is not None and self._wish <= until:
+            self._advance(until)
+        self._now = until
+        if came_from is None and self._inside:
+            came_from = self._side_of(packet)
+        self._current = (frame, packet, came_from)
+        self._handle(PacketArrived(frame.number, packet, self._now, came_from), frame.number)
+        if self._current is not None:
+            # It waits for its verdict.
+            self._waiting[frame.number] = self._current
 
     def _side_of(self, packet: bytes) -> Side | None:
         source = packet[12:16] if packet[0] >> 4 == 4 else packet[8:24]
-        if not self._inside or len(source) not in (4, 16):
-            return None
-        address = ip_address(source)
-        return Side.INSIDE if any(address in network for network in self._inside) else Side.OUTSIDE
+        side = self._sides.get(source)
+        if side is None:
+            if len(source) not in (4, 16):
+                return None
+            address = ip_address(source)
+            side = Side.INSIDE if any(address in network for network in self._inside) else Side.OUTSIDE
+            if len(self._sides) >= _MOST_SIDES:
+                self._sides.clear()
+            self._sides[source] = side
+        return side
 
     def _advance(self, until: float) -> None:
         """Lets the clock run to `until`, with the timers that come before it."""
@@ -154,23 +181,28 @@ class Replay:
         self._handle(Stopping(self._now))
         self.totals.undecided = len(self._waiting)
 
-    def _handle(self, event: Event) -> None:
+    def _handle(self, event: Event, arrived: int | None = None) -> None:
+        """arrived: the number of the packet that the event is about."""
         try:
             commands = self._engine.handle(event)
         except Exception as error:
             # An engine's bug must not end the run; the log names it, and the packet fares as the rules say.
             fault = EngineFault(self._now, f"{type(error).__name__}: {error}")
             commands = [Report(fault)]
-            if isinstance(event, PacketArrived):
-                commands.append(SetVerdict(event.packet_id, self._on_error, reason="an engine fault"))
+            if arrived is not None:
+                commands.append(SetVerdict(arrived, self._on_error, reason="an engine fault"))
         for command in commands:
-            self._sink.commanded(command, self._now)
-            if isinstance(command, SetTimer):
-                self._wish = command.at
-            elif isinstance(command, SetVerdict):
-                waiting = self._waiting.pop(command.packet_id, None)
-                if waiting is not None:
+            if isinstance(command, SetVerdict):
+                if command.packet_id == arrived:
+                    waiting, self._current = self._current, None
+                else:
+                    waiting = self._waiting.pop(command.packet_id, None)
+                if waiting is not None and self._sink.takes_packets:
                     self._sink.decided(Decided(*waiting, command, self._now))
+            elif isinstance(command, SetTimer):
+                self._wish = command.at
+            else:
+                self._sink.commanded(command, self._now)
 
 
 def comment_of(command: SetVerdict) -> str:

@@ -42,6 +42,8 @@ class Scripted:
 
 
 class Kept:
+    takes_packets = True
+
     def __init__(self) -> None:
         self.outcomes: list[Decided] = []
         self.commands: list[tuple[Command, float]] = []
