@@ -185,7 +185,7 @@ class Delay(Model):
 
 
 class Lose(Model):
-    """Every packet is dropped with that probability, which may depend on the hour."""
+    """Every packet is dropped with that probability. It may depend on the hour."""
 
     probability: Chance
     direction: Way = "both"
@@ -305,6 +305,16 @@ class Residual(Model):
     injectors: tuple[Injector, ...] | None = None
     syn: Literal["reset", "forged_synack"] = "reset"
     escalate: Escalation | None = None
+
+    @property
+    def spans_ports(self) -> bool:
+        """Whether a block meets other ports of the server, and other protocols, than the rule fired on."""
+        return self.key in ("2tuple", "server") or self.escalate is not None
+
+    @property
+    def spans_clients(self) -> bool:
+        """Whether a block meets other clients than the one that set the rule off."""
+        return self.key in ("server", "server_port") or (self.escalate is not None and self.escalate.key == "server")
 
 
 __all__ = ["ACTIONS", "NOT_TERMINAL", "ON_PATH_ABLE", "Action", "Duration", "Injector", "Model", "Residual"]

@@ -8,25 +8,39 @@ from typing import Any
 
 from gfwemu.errors import Place, Problem
 from gfwemu.model import TRANSPORT_NAMES, Placement, Transport
-from gfwemu.rules.actions import NOT_TERMINAL, ON_PATH_ABLE, Freeze, Injector, Poison, Redirect
+from gfwemu.rules.actions import (
+    NOT_TERMINAL,
+    ON_PATH_ABLE,
+    REPEATABLE,
+    Escalation,
+    Freeze,
+    Injector,
+    Lose,
+    NameGroup,
+    Poison,
+    Redirect,
+    Residual,
+    Rising,
+)
 from gfwemu.rules.compile import allowed_transports, clause_transports, needs_tcp
 from gfwemu.rules.conditions import Alternative, Clause
 from gfwemu.rules.draft import RESIDUAL_SAME, Draft
 from gfwemu.rules.lists import LoadedList
 from gfwemu.rules.matchers import AnyOf
 from gfwemu.rules.networks import NetworkSet
+from gfwemu.rules.quantities import Varied
 from gfwemu.rules.shadow import shadowing
 
 _PROTOCOL_ACTIONS: dict[str, str] = {"poison": "dns", "blockpage": "http", "tls_alert": "tls"}
 """The protocol whose message an action answers."""
 
 _RESETS = frozenset({"reset", "fin"})
+_OF_ANSWERS = frozenset({"authoritative", "answer_ttl", "a", "aaaa", "dns_flags", "dns_flags_no_rd"})
 _IGNORED_KNOBS: dict[str, frozenset[str]] = {
-    **dict.fromkeys(_RESETS, frozenset({"authoritative", "answer_ttl"})),
+    **dict.fromkeys(_RESETS, _OF_ANSWERS),
     "poison": frozenset({"flags", "seq_offsets", "payload", "towards"}),
     **dict.fromkeys(
-        ("blockpage", "redirect", "tls_alert"),
-        frozenset({"flags", "seq_offsets", "payload", "count", "authoritative", "answer_ttl"}),
+        ("blockpage", "redirect", "tls_alert"), _OF_ANSWERS | {"seq_offsets", "payload", "count", "jitter"}
     ),
 }
 """Injector parameters that would do nothing with that action."""
@@ -194,11 +208,44 @@ def _residual(draft: Draft, say: Say) -> None:
         say(draft.place_of("residual", "seconds"), "a residual block of no seconds does nothing; take 'residual' out")
     if residual.probability.high <= 0:
         say(draft.place_of("residual", "probability"), "a residual block with probability 0 does nothing; take it out")
+    _residual_resets(draft, residual, say)
+    if residual.escalate is not None:
+        _escalation(draft, residual, residual.escalate, say)
+
+
+def _residual_resets(draft: Draft, residual: Residual, say: Say) -> None:
+    resets = residual.action == "reset" or (residual.action == "same" and draft.action_name in _RESETS)
+    for name in ("injectors", "syn", "towards"):
+        if name in residual.model_fields_set and not resets:
+            say(draft.place_of("residual", name), f"'{name}' needs a residual block that resets; write 'action: reset'")
+    if residual.injectors is not None:
+        _check_injectors(residual.injectors, "reset", draft.place_of("residual", "injectors"), say)
+
+
+def _escalation(draft: Draft, residual: Residual, wider: Escalation, say: Say) -> None:
+    place = draft.place_of("residual", "escalate")
+    if residual.key not in ("3tuple", "4tuple", "server_port"):
+        say(place, f"the key '{residual.key}' holds all ports already, so nothing widens; take 'escalate' out")
+    elif residual.key == "server_port" and wider.key == "2tuple":
+        say(place, "a block of a server's port for all clients widens to 'key: server'")
+    if wider.seconds is not None and wider.seconds.high <= 0:
+        say(place, "a block of no seconds does nothing; take 'escalate' out")
 
 
 def _probability(draft: Draft, say: Say) -> None:
     if draft.odds.high <= 0:
         say(draft.place_of("probability"), "with probability 0 the rule can never fire")
+
+
+def _repeat(draft: Draft, say: Say) -> None:
+    if not draft.entry.repeat:
+        return
+    able = draft.action_name in REPEATABLE and (not isinstance(draft.action, Redirect) or bool(draft.action.location))
+    if not able:
+        say(
+            draft.place_of("repeat"),
+            f"'repeat' does nothing with '{draft.action_name}'; it is for {', '.join(sorted(REPEATABLE))}",
+        )
 
 
 def _parameters(draft: Draft, say: Say) -> None:
@@ -219,14 +266,36 @@ def _parameters(draft: Draft, say: Say) -> None:
         case Poison(rcode=rcode, a=a, aaaa=aaaa):
             if rcode != "noerror" and (a or aaaa):
                 say(place, f"an answer '{rcode}' carries no addresses; take 'a' and 'aaaa' or 'rcode' out")
-            _addresses(a, draft, "a", 4, say)
-            _addresses(aaaa, draft, "aaaa", 6, say)
+            _pool(action, action, draft, say)
+            if action.other_types == "a" and not (rcode == "noerror" and _has_pool(action)):
+                say(draft.place_of("with", "other_types"), "'other_types: a' needs addresses under 'a'")
+            owners: tuple[NameGroup | Injector, ...] = (*action.groups, *action.injectors)
+            for owner in owners:
+                _pool(owner, action, draft, say)
+            if any(not group.names or not (group.a or group.aaaa) for group in action.groups):
+                say(draft.place_of("with", "groups"), "a group needs 'names', and addresses under 'a' or 'aaaa'")
+        case Lose(probability=odds) if odds.per not in ("match", "packet"):
+            say(draft.place_of("with", "probability"), "'lose' throws for each packet; take 'per' out")
     if draft.action_name == "lose" and action.probability.high <= 0:
         say(place, "'lose' with probability 0 does nothing")
     if draft.action_name == "throttle" and action.rate <= 0:
         say(place, "a rate of 0 lets nothing pass; use 'drop'")
     if draft.action_name == "throttle" and action.burst < 1:
         say(place, "a burst of 0 lets nothing pass; write at least one packet, as in 'burst: 1500B'")
+
+
+def _has_pool(action: Poison) -> bool:
+    return bool(action.a) or all(injector.a for injector in action.injectors)
+
+
+def _pool(owner: Poison | NameGroup | Injector, action: Poison, draft: Draft, say: Say) -> None:
+    """The false addresses of an action, of a group of names, or of an injector."""
+    _addresses(owner.a, draft, "a", 4, say)
+    if owner.aaaa == "teredo":
+        if not (owner.a or action.a):
+            say(draft.place_of("with", "aaaa"), "'aaaa: teredo' is made of the addresses under 'a', and there are none")
+    else:
+        _addresses(owner.aaaa, draft, "aaaa", 6, say)
 
 
 def _addresses(texts: Sequence[str], draft: Draft, key: str, version: int | None, say: Say) -> None:
@@ -242,24 +311,34 @@ def _addresses(texts: Sequence[str], draft: Draft, key: str, version: int | None
 
 def _injectors(draft: Draft, say: Say) -> None:
     injectors: Sequence[Injector] | None = getattr(draft.action, "injectors", None)
-    if injectors is None:
-        return
-    place = draft.place_of("with", "injectors")
+    if injectors is not None:
+        _check_injectors(injectors, draft.action_name, draft.place_of("with", "injectors"), say)
+
+
+def _check_injectors(injectors: Sequence[Injector], action_name: str, place: Place, say: Say) -> None:
     if not injectors:
         say(place, "'injectors' is empty, so nothing is sent; leave it out for the usual one")
     for injector in injectors:
-        idle = sorted(injector.model_fields_set & _IGNORED_KNOBS.get(draft.action_name, frozenset()))
+        idle = sorted(injector.model_fields_set & _IGNORED_KNOBS.get(action_name, frozenset()))
         if idle:
-            say(place, f"'{idle[0]}' of an injector does nothing with '{draft.action_name}'; take it out")
+            say(place, f"'{idle[0]}' of an injector does nothing with '{action_name}'; take it out")
         if not injector.seq_offsets:
             say(place, "'seq_offsets' is empty, so nothing is sent; leave it out for the usual [0]")
         if injector.probability.high <= 0:
             say(place, "an injector with probability 0 never sends; take it out")
         if any(abs(offset) >= 1 << 32 for offset in injector.seq_offsets):
             say(place, "a sequence offset lies within 32 bits")
+        if injector.authoritative and injector.dns_flags is not None:
+            say(place, "'dns_flags' says all flags, 'authoritative' included; take one of them out")
+        if any(word is not None and word & 0xF for word in (injector.dns_flags, injector.dns_flags_no_rd)):
+            say(place, "the last digit of 'dns_flags' is the response code; write 0 there, and use 'rcode'")
         for name, limit in (("ttl", 255), ("window", 65_535), ("ip_id", 65_535)):
             value = getattr(injector, name)
-            if value is not None and not isinstance(value, str) and value.high > limit:
+            if isinstance(value, Rising):
+                packets = injector.count * len(injector.seq_offsets)
+                if value.increment_from.high + packets - 1 > limit:
+                    say(place, f"'{name}' of an injector is at most {limit}, and its burst of {packets} counts beyond")
+            elif isinstance(value, Varied) and value.high > limit:
                 say(place, f"'{name}' of an injector is at most {limit}")
 
 
@@ -269,6 +348,7 @@ _CHECKS: tuple[Callable[[Draft, Say], None], ...] = (
     _placement,
     _residual,
     _probability,
+    _repeat,
     _parameters,
     _injectors,
 )

@@ -109,7 +109,7 @@ def test_lists() -> None:
 
 
 def test_show() -> None:
-    assert "  seq_offsets    list of whole number " in inside("show", "reset").stdout
+    assert "  seq_offsets      list of whole number " in inside("show", "reset").stdout
     assert "must be given" in inside("show", "throttle").stdout
     assert "match: {tls.sni: www.example}" in inside("show", "tls.sni").stdout
     assert 'example    match: {packet.length: ">1200"}' in inside("show", "packet.length").stdout
