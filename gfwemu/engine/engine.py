@@ -6,6 +6,7 @@ import itertools
 import random
 from collections.abc import Iterator, Sequence
 
+from gfwemu.engine.clock import Clock
 from gfwemu.engine.commands import Command, Hold, Inject, Report, SetTimer, SetVerdict
 from gfwemu.engine.events import Event, PacketArrived, RulesReplaced, Stopping, TimerFired
 from gfwemu.engine.flows import FlowKeeper
@@ -25,7 +26,7 @@ from gfwemu.wire.parse import parse_packet
 
 
 class Engine:
-    """One censor. `time_scale`: its clock runs that many times faster than the real one.
+    """One censor. `time_scale`: its clock runs that many times faster than the real one, from `start_time` on if given.
 
     The scaled clock drives residual blocks, schedules and lifetimes; delays of injected packets and rates stay real.
     With `offload` False no command asks the kernel to answer for a flow. `flow_ids` may be shared by several engines.
@@ -36,15 +37,16 @@ class Engine:
         rules: RuleSet,
         *,
         time_scale: float = 1.0,
+        start_time: float | None = None,
         seed: int | None = None,
         offload: bool = True,
         flow_ids: Iterator[int] | None = None,
+        clock: Clock | None = None,
     ) -> None:
         self._flow_ids = itertools.count(1) if flow_ids is None else flow_ids
         self._seed = rules.seed if seed is None else seed
         self._rules = rules
-        self._time_scale = time_scale
-        self._epoch: float | None = None
+        self._clock = Clock(time_scale, start_time) if clock is None else clock
         self._offload = offload
         self._timers = Timers()
         self._timer_wish: float | None = None
@@ -56,7 +58,7 @@ class Engine:
         self._fragments = Fragments(rules.options.fragments)
         # Boxes of one file must not throw the same dice.
         rng = random.Random(f"{self._seed}/{rules.box}" if rules.box else self._seed)
-        self._judge = Judge(rules, rng, lambda seconds: seconds / time_scale)
+        self._judge = Judge(rules, rng, self._clock.real_seconds)
 
     @property
     def flow_count(self) -> int:
@@ -73,11 +75,7 @@ class Engine:
 
     def twin(self, rules: RuleSet) -> Engine:
         """An engine of the same clock for other rules, which never gives a flow the ID of one of this engine's."""
-        other = Engine(
-            rules, time_scale=self._time_scale, seed=self._seed, offload=self._offload, flow_ids=self._flow_ids
-        )
-        other._epoch = self._epoch
-        return other
+        return Engine(rules, clock=self._clock, seed=self._seed, offload=self._offload, flow_ids=self._flow_ids)
 
     def knows(self, key: FiveTuple) -> bool:
         """Whether a flow with that five-tuple is remembered."""
@@ -88,12 +86,11 @@ class Engine:
 
         What a failed call had ordered comes with the next one: a bug over one packet loses no other.
         """
-        if self._epoch is None:
-            self._epoch = event.now
+        self._clock.begin(event.now)
         commands = self._unsent
         match event:
             case PacketArrived():
-                censor_now = self._epoch + (event.now - self._epoch) * self._time_scale
+                censor_now = self._clock.censor_time(event.now)
                 self._timers.run(event.now, commands)
                 self._packet_arrived(event, censor_now, commands)
                 if censor_now > self._flows.table.sweep_at:
@@ -116,14 +113,6 @@ class Engine:
             commands.append(SetTimer(wish))
         self._unsent = []
         return commands
-
-    def _censor_time(self, now: float) -> float:
-        assert self._epoch is not None
-        return self._epoch + (now - self._epoch) * self._time_scale
-
-    def _real_time(self, censor_time: float) -> float:
-        assert self._epoch is not None
-        return self._epoch + (censor_time - self._epoch) / self._time_scale
 
     # -- packets ------------------------------------------------------------------------------------------------
 
@@ -272,7 +261,7 @@ class Engine:
     # -- endings ------------------------------------------------------------------------------------------------
 
     def _sweep(self, now: float, commands: list[Command]) -> None:
-        for flow in self._flows.table.sweep(self._censor_time(now)):
+        for flow in self._flows.table.sweep(self._clock.censor_time(now)):
             commands.append(self._ended(flow, now, "timeout"))
 
     def _await_expiry(self) -> None:
@@ -280,12 +269,12 @@ class Engine:
         due = self._fragments.next_expiry()
         if due is not None and (self._fragments_due is None or due < self._fragments_due):
             self._fragments_due = due
-            self._timers.set(self._real_time(due), lambda now: self._expire_fragments(now, due))
+            self._timers.set(self._clock.real_time(due), lambda now: self._expire_fragments(now, due))
 
     def _expire_fragments(self, now: float, due: float) -> list[Command]:
         commands: list[Command] = []
         # The way to real time and back may have rounded the due time down.
-        gone = self._fragments.expire(max(due, self._censor_time(now)))
+        gone = self._fragments.expire(max(due, self._clock.censor_time(now)))
         self._release(gone, Verdict.DROP, "fragments waited too long", commands)
         if due == self._fragments_due:
             self._fragments_due = None
@@ -325,8 +314,8 @@ class Engine:
         record = FlowEnded(
             time=now,
             flow=flow_ref(flow),
-            start=self._real_time(flow.start),
-            last=self._real_time(flow.last),
+            start=self._clock.real_time(flow.start),
+            last=self._clock.real_time(flow.last),
             packets_to_server=flow.packets[0],
             packets_to_client=flow.packets[1],
             bytes_to_server=flow.bytes[0],

@@ -234,7 +234,6 @@ class Judge:
             return True
         return False
 
-
     def _is_spared(self, rule: CompiledRule, odds: Odds, work: Work, decision: Decision) -> bool:
         """Whether the block lets this packet be; of each new flow, unless the odds are for something else."""
         flow = work.flow

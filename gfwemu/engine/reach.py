@@ -58,8 +58,8 @@ class Reach:
 
 
 def _blocks_pairs(rule: CompiledRule) -> bool:
-    """Whether a residual block of the rule meets every packet between two hosts."""
-    return rule.residual is not None and rule.residual.key == "2tuple"
+    """Whether a residual block of the rule meets every packet between two hosts, or of a server."""
+    return rule.residual is not None and rule.residual.spans_ports
 
 
 def _transports_of(rule: CompiledRule) -> frozenset[int]:
@@ -93,7 +93,8 @@ def _ports_of(rule: CompiledRule) -> list[tuple[int, int]] | None:
 
 def _address_of(rule: CompiledRule) -> Matcher | None:
     """The addresses of which one end must have one; None: any, as where replies come from another server."""
-    if isinstance(rule.action, Redirect) or _blocks_pairs(rule):
+    blocks_others = rule.residual is not None and rule.residual.spans_clients
+    if isinstance(rule.action, Redirect) or _blocks_pairs(rule) or blocks_others:
         return None
     for condition in rule.conditions:
         if condition.field in _ENDS and not condition.negated:

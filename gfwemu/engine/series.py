@@ -20,10 +20,15 @@ from gfwemu.wire.parse import parse_packet
 
 
 def open_engine(
-    rules: RuleSet, *, time_scale: float = 1.0, seed: int | None = None, offload: bool = True
+    rules: RuleSet,
+    *,
+    time_scale: float = 1.0,
+    start_time: float | None = None,
+    seed: int | None = None,
+    offload: bool = True,
 ) -> Engine | Series:
     """An engine for the rules, or a series of them where the rules stand in several boxes."""
-    engine = Engine(rules.split()[0], time_scale=time_scale, seed=seed, offload=offload)
+    engine = Engine(rules.split()[0], time_scale=time_scale, start_time=start_time, seed=seed, offload=offload)
     return Series(rules, engine) if rules.boxes else engine
 
 

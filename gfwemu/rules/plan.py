@@ -81,7 +81,7 @@ def compile_plan(rules: RuleSet) -> KernelPlan:
     kernel: list[KernelRule] = []
     earlier: list[_Reach] = []
     box = ""
-    pair_blocks = any(rule.residual is not None and rule.residual.key == "2tuple" for rule in rules.rules)
+    pair_blocks = any(rule.residual is not None and rule.residual.spans_ports for rule in rules.rules)
     for position, rule in enumerate(rules.rules):
         reach = _reach(rule)
         if rules.boxes and rule.box != box:
@@ -109,7 +109,7 @@ def compile_plan(rules: RuleSet) -> KernelPlan:
 
 def _verdict(rule: CompiledRule) -> Literal["accept", "drop", "reset", "icmp_unreachable"] | None:
     """The kernel's verdict for the rule, or None where its action needs user space."""
-    if rule.scope is not Scope.FLOW or rule.probability < 1.0 or rule.hooks:
+    if rule.scope is not Scope.FLOW or rule.probability < 1.0 or rule.hooks or rule.repeat:
         return None
     if rule.schedule is not None or rule.residual is not None:
         return None

@@ -68,11 +68,12 @@ class Playbook:
         rules: RuleSet,
         *,
         time_scale: float = 1.0,
+        start_time: float | None = None,
         seed: int = 0,
         start: float = 1_000_000.0,
         offload: bool = True,
     ) -> None:
-        self.engine = open_engine(rules, time_scale=time_scale, seed=seed, offload=offload)
+        self.engine = open_engine(rules, time_scale=time_scale, start_time=start_time, seed=seed, offload=offload)
         self.now = start
         self.waiting: set[int] = set()
         self.timer: float | None = None
