@@ -8,11 +8,19 @@ from __future__ import annotations
 
 from typing import Annotated, Any, Literal
 
-from pydantic import AfterValidator, BaseModel, ConfigDict, Field
+from pydantic import BaseModel, Field
 
-from gfwemu.dissect.options import DissectOptions
 from gfwemu.rules.actions import Residual
 from gfwemu.rules.odds import Chance
+from gfwemu.rules.protocols import (
+    KNOWN_KEYS_ONLY,
+    DnsSection,
+    HttpSection,
+    OpenvpnSection,
+    QuicSection,
+    TlsSection,
+    WireguardSection,
+)
 from gfwemu.rules.quantities import Duration, Size
 
 Name = Annotated[str, Field(pattern=r"^[A-Za-z0-9][A-Za-z0-9._-]{0,63}$")]
@@ -25,14 +33,7 @@ Seconds = Annotated[Duration, Field(gt=0, le=31_536_000)]
 class Section(BaseModel):
     """Unknown keys are refused everywhere."""
 
-    model_config = ConfigDict(extra="forbid", frozen=True, coerce_numbers_to_str=True)
-
-
-def _readable_version(number: int) -> int:
-    if number not in DissectOptions().quic_versions:
-        known = " and ".join(f"{version:#x}" for version in DissectOptions().quic_versions)
-        raise ValueError(f"QUIC version {number:#x} cannot be read; {known} can")
-    return number
+    model_config = KNOWN_KEYS_ONLY
 
 
 class ListEntry(Section):
@@ -66,19 +67,6 @@ class TcpSection(Section):
     inspect: Bytes | None = None
 
 
-class TlsSection(Section):
-    """How this censor reads TLS."""
-
-    record_reassembly: bool | None = None
-
-
-class QuicSection(Section):
-    """How this censor reads QUIC. Versions are numbers: 1, and 0x6b3343cf for QUIC v2 (RFC 9369)."""
-
-    reassembly: bool | None = None
-    versions: list[Annotated[int, AfterValidator(_readable_version)]] | None = None
-
-
 class FragmentSection(Section):
     """How this censor treats IP fragments."""
 
@@ -107,18 +95,6 @@ class FlowSection(Section):
     residual_limit: Count | None = None
 
 
-class OpenvpnSection(Section):
-    """The message at which OpenVPN counts as recognised."""
-
-    confirm: Literal["client_reset", "server_reset", "control"] | None = None
-
-
-class WireguardSection(Section):
-    """The message at which WireGuard counts as recognised."""
-
-    confirm: Literal["initiation", "response", "data"] | None = None
-
-
 class LimitSection(Section):
     """Bounds: packets held at once, bytes that one dissector keeps of one direction of a stream."""
 
@@ -132,6 +108,8 @@ class BoxSection(Section):
     tcp: TcpSection = TcpSection()
     tls: TlsSection = TlsSection()
     quic: QuicSection = QuicSection()
+    http: HttpSection = HttpSection()
+    dns: DnsSection = DnsSection()
     ip: IpSection = IpSection()
     flows: FlowSection = FlowSection()
     openvpn: OpenvpnSection = OpenvpnSection()

@@ -8,6 +8,7 @@ from typing import Any
 from gfwemu.dissect.options import DissectOptions
 from gfwemu.rules.compiled import EngineOptions, FlowOptions, FragmentOptions, TcpOptions
 from gfwemu.rules.models import BoxSection
+from gfwemu.rules.protocols import PROTOCOLS
 
 Tree = dict[str, Any]
 
@@ -34,22 +35,16 @@ def engine_options(tree: Tree) -> EngineOptions:
     if "teardown" in tcp:
         tcp["teardown"] = frozenset(tcp["teardown"])
     limits: Tree = tree.get("limits", {})
-    quic: Tree = tree.get("quic", {})
-    dissect = {
-        "tls_record_reassembly": tree.get("tls", {}).get("record_reassembly"),
-        "quic_reassembly": quic.get("reassembly"),
-        "quic_versions": tuple(quic["versions"]) if "versions" in quic else None,
-        "openvpn_confirm": tree.get("openvpn", {}).get("confirm"),
-        "wireguard_confirm": tree.get("wireguard", {}).get("confirm"),
-        "stream_limit": limits.get("stream"),
-    }
+    dissect = {f"{section}_{knob}": value for section in PROTOCOLS for knob, value in tree.get(section, {}).items()}
+    if "quic_versions" in dissect:
+        dissect["quic_versions"] = tuple(dissect["quic_versions"])
+    if "stream" in limits:
+        dissect["stream_limit"] = limits["stream"]
     return EngineOptions(
         tcp=TcpOptions(**_whole(tcp, "buffer", "inspect")),
         fragments=FragmentOptions(**tree.get("ip", {}).get("fragments", {})),
         flows=FlowOptions(**tree.get("flows", {})),
-        dissect=DissectOptions(
-            **_whole({key: value for key, value in dissect.items() if value is not None}, "stream_limit")
-        ),
+        dissect=DissectOptions(**_whole(dissect, "stream_limit")),
         **{key: value for key, value in limits.items() if key == "hold_packets"},
     )
 
