@@ -20,6 +20,7 @@ COMMANDS: dict[str, str] = {
     "show": "gfwemu.cli.catalogue:show",
     "daemon": "gfwemu.cli.daemon:daemon",
     "replay": "gfwemu.cli.replay:replay",
+    "conformance": "gfwemu.cli.conformance:conformance",
     "doctor": "gfwemu.cli.doctor:doctor",
 }
 

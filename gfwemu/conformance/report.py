@@ -1,0 +1,123 @@
+"""Tables of results, for the terminal and for the document."""
+
+from __future__ import annotations
+
+from collections import Counter
+from collections.abc import Sequence
+from itertools import groupby
+from pathlib import Path
+
+import click
+from rich.console import Console
+from rich.markup import escape
+from rich.table import Table
+
+from gfwemu.conformance.cases import Case, eras_of_cases, load_cases
+from gfwemu.conformance.replay import replay_cases
+from gfwemu.conformance.result import FAIL, INCONCLUSIVE, PASS, Result, expected
+from gfwemu.rules.catalogue import find_profile, profiles
+from gfwemu.rules.load import load_rules
+
+_COLOURS = {PASS: "green", FAIL: "bold red", INCONCLUSIVE: "yellow"}
+_EVIDENCE = {
+    "found": "read in a primary source",
+    "secondary": "read in a summary of the source",
+    "computed": "computed from published raw data",
+    "anecdote": "a user's report, not a controlled measurement",
+    "recall": "from memory of the literature",
+    "inference": "a reading, not a measured fact",
+    "guess": "a guess, because something had to be chosen",
+}
+
+
+def print_list(cases: Sequence[Case]) -> None:
+    for mechanism, group in groupby(cases, key=lambda case: case.mechanism):
+        click.echo(mechanism)
+        for case in group:
+            click.echo(f"  {case.id:40} {case.evidence:10} {case.where:7} {case.behaviour}")
+
+
+def print_results(results: Sequence[Result], console: Console, *, quiet: bool) -> None:
+    table = Table(show_lines=True, expand=True)
+    for name, ratio in (("behaviour", 5), ("source", 3), ("evidence", 0), ("expected", 5), ("observed", 5), ("", 0)):
+        table.add_column(name, ratio=ratio or None, no_wrap=not ratio)
+    for one in results:
+        if quiet and one.verdict == PASS:
+            continue
+        case = one.case
+        observed = one.observed if one.verdict != FAIL else "; ".join(one.wrong)
+        table.add_row(
+            f"[bold]{escape(case.id)}[/bold]\n{escape(case.behaviour)}",
+            escape(case.cite),
+            case.evidence,
+            escape(expected(case)),
+            escape(observed),
+            f"[{_COLOURS[one.verdict]}]{one.verdict}[/]",
+        )
+    if table.row_count:
+        console.print(table)
+
+
+def tally(results: Sequence[Result]) -> str:
+    counts = Counter(one.verdict for one in results)
+    parts = [f"{counts[PASS]} of {len(results)} cases pass"]
+    if counts[FAIL]:
+        parts.append(f"{counts[FAIL]} fail: {', '.join(one.case.id for one in results if one.verdict == FAIL)}")
+    if counts[INCONCLUSIVE]:
+        names = ", ".join(one.case.id for one in results if one.verdict == INCONCLUSIVE)
+        parts.append(f"{counts[INCONCLUSIVE]} inconclusive: {names}")
+    return "; ".join(parts) + "."
+
+
+def write_document(path: Path) -> int:
+    """Replays every era and writes one document. Returns the exit code."""
+    known = profiles()
+    sections, failed = [], False
+    overview = ["| profile | cases | replayed | pass | only live |", "|---|---|---|---|---|"]
+    for era in eras_of_cases():
+        if era not in known:
+            continue
+        cases = load_cases(era)
+        results = replay_cases(load_rules([find_profile(era)]), [case for case in cases if case.replayed])
+        passed = sum(one.verdict == PASS for one in results)
+        failed |= passed < len(results)
+        overview.append(f"| `{era}` | {len(cases)} | {len(results)} | {passed} | {len(cases) - len(results)} |")
+        sections.append(_section(era, cases, results))
+    evidence = "\n".join(f"| {grade} | {meaning} |" for grade, meaning in _EVIDENCE.items())
+    text = _HEAD.format(overview="\n".join(overview), evidence=evidence) + "\n".join(sections)
+    path.write_text(text, encoding="utf-8")
+    click.echo(f"Wrote {path}.")
+    return 1 if failed else 0
+
+
+def _section(era: str, cases: Sequence[Case], results: Sequence[Result]) -> str:
+    verdicts = {one.case.id: one for one in results}
+    lines = [f"## {era}", ""]
+    for mechanism, group in groupby(cases, key=lambda case: case.mechanism):
+        lines += [f"### {mechanism}", "", "| case | behaviour | source | evidence | expected | observed | |"]
+        lines.append("|---|---|---|---|---|---|---|")
+        for case in group:
+            one = verdicts.get(case.id)
+            observed = "a program of the lab: live only" if one is None else one.observed
+            verdict = "live" if one is None else one.verdict
+            cells = (case.id, case.behaviour, case.cite, case.evidence, expected(case), observed, verdict)
+            lines.append(f"| {' | '.join(cell.replace('|', '/') for cell in cells)} |")
+        lines.append("")
+    return "\n".join(lines)
+
+
+_HEAD = """# Conformance
+
+What was measured, and whether the profiles show it. This page is written by `gfwemu conformance --write`; the cases are
+scripts in `rules/cases`, explained in [cases.md](cases.md). Here the engine alone plays them; with
+`gfwemu conformance PROFILE` real packets do, in a lab.
+
+{overview}
+
+Evidence is graded:
+
+| grade | meaning |
+|---|---|
+{evidence}
+
+"""
