@@ -10,6 +10,7 @@ from pathlib import Path
 
 import click
 
+from gfwemu.cli.moments import with_clock_options
 from gfwemu.daemon import Daemon, DaemonOptions, Parts
 from gfwemu.engine.commands import Command, Inject, Report, SetVerdict
 from gfwemu.engine.series import open_engine, widened
@@ -45,13 +46,7 @@ _FILE = click.Path(dir_okay=False, path_type=Path)
 @click.option("--pcap", type=_FILE, metavar="FILE", help="Capture every packet and what became of it (pcapng).")
 @click.option("--metrics", type=_FILE, metavar="FILE", help="Keep Prometheus metrics in this file.")
 @click.option("--seed", type=int, metavar="N", help="Of the random choices; the rule file's by default.")
-@click.option(
-    "--time-scale",
-    type=click.FloatRange(min=0, min_open=True),
-    default=1.0,
-    metavar="X",
-    help="Run the censor's clock X times faster.",
-)
+@with_clock_options
 @click.option("--pid-file", type=_FILE, metavar="FILE", help="Write the process number here.")
 @click.option("--no-offload", is_flag=True, help="Let the kernel decide nothing: user space sees every packet.")
 @click.option("--ready-fd", type=click.IntRange(min=0), metavar="N", help="Write a byte there when ready.")
@@ -65,6 +60,7 @@ def daemon(
     metrics: Path | None,
     seed: int | None,
     time_scale: float,
+    start_time: float | None,
     pid_file: Path | None,
     no_offload: bool,
     ready_fd: int | None,
@@ -87,10 +83,14 @@ def daemon(
         pid_file=pid_file,
         ready_fd=ready_fd,
     )
+    # Workers that saw their first packets at different times must have the same hour.
+    epoch = time.time()
     parts = Parts(
         load=lambda: load_rules(rule_files, seed=seed),
         plan=compile_plan,
-        engine=lambda rules: open_engine(rules, time_scale=time_scale, seed=seed, offload=offload),
+        engine=lambda rules: open_engine(
+            rules, time_scale=time_scale, start_time=start_time, epoch=epoch, seed=seed, offload=offload
+        ),
         widened=widened,
     )
     files = _Files(eve, pcap, metrics)

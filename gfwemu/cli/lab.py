@@ -56,6 +56,7 @@ def up(name: str, **options: Any) -> None:
         pcap=chosen.pcap,
         seed=rules.seed if rules else chosen.seed,
         time_scale=chosen.time_scale,
+        start_time=chosen.start_time,
         name=name,
         labels={
             "topology": str(Path(chosen.topology).resolve()) if Path(chosen.topology).is_file() else chosen.topology,

@@ -18,6 +18,7 @@ from rich.console import Console
 from rich.progress import Progress
 from rich.text import Text
 
+from gfwemu.cli.moments import with_clock_options
 from gfwemu.engine.commands import Command, Inject, Report
 from gfwemu.engine.series import open_engine
 from gfwemu.errors import UsageError
@@ -71,6 +72,7 @@ Exit codes: 0 replayed (whatever the verdicts), 2 wrong usage or a damaged captu
 )
 @click.option("--json", "as_json", is_flag=True, help="Print the verdicts as JSON.")
 @click.option("--seed", type=int, metavar="N", help="Of the random choices; the rule file's by default.")
+@with_clock_options
 def replay(
     capture: str,
     profile: str | None,
@@ -80,6 +82,8 @@ def replay(
     pcap: Path | None,
     as_json: bool,
     seed: int | None,
+    time_scale: float,
+    start_time: float | None,
 ) -> None:
     """Tell what an emulated censor would have done with the packets of a capture.
 
@@ -103,7 +107,7 @@ def replay(
             files.enter_context(_created(eve)) if eve else None,
             files.enter_context(_created(pcap)) if pcap else None,
         )
-        engine = open_engine(rules, seed=seed, offload=False)
+        engine = open_engine(rules, time_scale=time_scale, start_time=start_time, seed=seed, offload=False)
         run = Replay(engine, sink, inside=rules.inside, on_error=Verdict(rules.on_error))
         damage: CaptureError | None = None
         try:

@@ -16,6 +16,7 @@ from typing import Any, TypeVar
 import click
 from rich.console import Console
 
+from gfwemu.cli.moments import clock_text, with_clock_options
 from gfwemu.errors import UsageError
 from gfwemu.netlab import relay
 from gfwemu.netlab.attach import Attached
@@ -51,6 +52,7 @@ class Options:
     link: str | None
     seed: int | None
     time_scale: float
+    start_time: float | None
     eve: Path | None
     pcap: Path | None
     json_file: Path | None = None
@@ -80,13 +82,7 @@ _LAB_OPTIONS = (
     click.option("--topology", default="default", show_default=True, metavar="NAME", help="A topology, or its path."),
     click.option("--link", metavar="NAME", help="The client's line: 3g, dsl, ... or DOWN/UP/RTT; `list` shows them."),
     click.option("--seed", type=click.IntRange(0), metavar="N", help="Of the random choices; the rules' by default."),
-    click.option(
-        "--time-scale",
-        type=click.FloatRange(min=0, min_open=True),
-        default=1.0,
-        metavar="X",
-        help="Run the censor's clock X times faster.",
-    ),
+    with_clock_options,
     click.option("--eve", type=_FILE, metavar="FILE", help="Write the event log here."),
     click.option("--pcap", type=_FILE, metavar="FILE", help="Write every packet at the censor here (pcapng)."),
 )
@@ -169,6 +165,7 @@ def _run(command: list[str], options: Options) -> int:
         pcap=options.pcap,
         seed=rules.seed if rules else options.seed,
         time_scale=options.time_scale,
+        start_time=options.start_time,
     )
     for path in (options.eve, options.pcap, options.json_file):
         _refuse_unwritable(path)
@@ -213,8 +210,8 @@ def _header(options: Options, lab: Lab) -> str:
         parts.append(f"topology {options.topology}")
     if lab.link is not None:
         parts.append(f"link {options.link} ({lab.link})")
-    if options.time_scale != 1:
-        parts.append(f"the censor's clock runs {options.time_scale:g} times faster")
+    if clock := clock_text(options.time_scale, options.start_time):
+        parts.append(clock)
     return f"gfwemu: {', '.join(parts)}"
 
 

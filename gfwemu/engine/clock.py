@@ -4,18 +4,20 @@ from __future__ import annotations
 
 
 class Clock:
-    """Runs `scale` times faster than the real clock, from the first event on.
+    """Runs `scale` times faster than the real clock, from the real moment `epoch` on; None: from the first event on.
 
     `start`: what it shows then (seconds since the epoch); None: the real time.
     """
 
     __slots__ = ("_epoch", "_origin", "_scale", "_start")
 
-    def __init__(self, scale: float = 1.0, start: float | None = None) -> None:
+    def __init__(self, scale: float = 1.0, start: float | None = None, epoch: float | None = None) -> None:
         self._scale = scale
         self._start = start
         self._epoch: float | None = None
         self._origin = 0.0
+        if epoch is not None:
+            self.begin(epoch)
 
     def begin(self, now: float) -> None:
         """At the first event; later calls do nothing."""

@@ -26,7 +26,7 @@ from gfwemu.wire.parse import parse_packet
 
 
 class Engine:
-    """One censor. `time_scale`: its clock runs that many times faster than the real one, from `start_time` on if given.
+    """One censor. `time_scale`: its clock runs that many times faster than the real one.
 
     The scaled clock drives residual blocks, schedules and lifetimes; delays of injected packets and rates stay real.
     With `offload` False no command asks the kernel to answer for a flow. `flow_ids` may be shared by several engines.
@@ -37,7 +37,6 @@ class Engine:
         rules: RuleSet,
         *,
         time_scale: float = 1.0,
-        start_time: float | None = None,
         seed: int | None = None,
         offload: bool = True,
         flow_ids: Iterator[int] | None = None,
@@ -46,7 +45,7 @@ class Engine:
         self._flow_ids = itertools.count(1) if flow_ids is None else flow_ids
         self._seed = rules.seed if seed is None else seed
         self._rules = rules
-        self._clock = Clock(time_scale, start_time) if clock is None else clock
+        self._clock = Clock(time_scale) if clock is None else clock
         self._offload = offload
         self._timers = Timers()
         self._timer_wish: float | None = None

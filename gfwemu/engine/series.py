@@ -7,6 +7,7 @@ from collections.abc import Sequence
 from dataclasses import dataclass, field
 from typing import Any
 
+from gfwemu.engine.clock import Clock
 from gfwemu.engine.commands import Command, Hold, Report, SetTimer, SetVerdict
 from gfwemu.engine.engine import Engine
 from gfwemu.engine.events import Event, PacketArrived, RulesReplaced, Stopping, TimerFired
@@ -24,11 +25,16 @@ def open_engine(
     *,
     time_scale: float = 1.0,
     start_time: float | None = None,
+    epoch: float | None = None,
     seed: int | None = None,
     offload: bool = True,
 ) -> Engine | Series:
-    """An engine for the rules, or a series of them where the rules stand in several boxes."""
-    engine = Engine(rules.split()[0], time_scale=time_scale, start_time=start_time, seed=seed, offload=offload)
+    """An engine for the rules, or a series of them where the rules stand in several boxes.
+
+    start_time, epoch: what the censor's clock shows at first, and when that is (both real time, now by default).
+    """
+    clock = Clock(time_scale, start_time, epoch)
+    engine = Engine(rules.split()[0], clock=clock, seed=seed, offload=offload)
     return Series(rules, engine) if rules.boxes else engine
 
 

@@ -55,6 +55,7 @@ class Lab:
         pcap: str | os.PathLike[str] | None = None,
         seed: int | None = None,
         time_scale: float = 1.0,
+        start_time: float | None = None,
         extra_sites: Sequence[Site] = (),
         extra_services: Sequence[Service] = (),
         daemon_options: Sequence[str] = (),
@@ -74,6 +75,7 @@ class Lab:
         self.link = find_link(link) if isinstance(link, str) else link
         self.seed = seed
         self.time_scale = time_scale
+        self.start_time = start_time
         self.name = name
         self._labels = dict(labels or {})
         self._eve = _absolute(eve) if eve is not None else None
@@ -215,6 +217,7 @@ class Lab:
                     pcap=self._pcap,
                     seed=self.seed,
                     time_scale=self.time_scale,
+                    start_time=self.start_time,
                     options=self._daemon_options,
                 ),
             ),

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import datetime
 import os
 import signal
 import sys
@@ -39,6 +40,7 @@ class Censor:
     pcap: Path | None
     seed: int | None
     time_scale: float
+    start_time: float | None = None
     options: tuple[str, ...] = ()
 
 
@@ -103,6 +105,9 @@ def _daemon_arguments(rules: Path, censor: Censor) -> tuple[str, ...]:
         arguments += ["--pcap", str(censor.pcap)]
     if censor.seed is not None:
         arguments += ["--seed", str(censor.seed)]
+    if censor.start_time is not None:
+        moment = datetime.datetime.fromtimestamp(censor.start_time, datetime.UTC)
+        arguments += ["--start-time", moment.isoformat()]
     arguments += ["--time-scale", f"{censor.time_scale:g}", *censor.options, "--ready-fd"]
     return tuple(arguments)
 
