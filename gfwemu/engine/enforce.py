@@ -80,7 +80,7 @@ class Enforcer:
             case Alert():
                 work.touch(rule, "alert")
             case Throttle() | Delay() | Lose():
-                decision.modifiers.append(self._modifier(rule, work, decision))
+                decision.modifiers += (self._modifier(rule, work, decision),)
             case Poison():
                 trigger = self._trigger(rule, work)
                 forged = [] if query is None else forge_answers(self._injectors, action, trigger, query)

@@ -292,7 +292,7 @@ class Engine:
         work.flow.dropped += 1
         if work.direction in decision.told_drops or work.dropped_by is None:
             return
-        decision.told_drops.add(work.direction)
+        decision.told_drops += (work.direction,)
         packet = work.packet
         is_tcp = packet.proto == Transport.TCP
         record = PacketDropped(
@@ -315,15 +315,15 @@ class Engine:
             flow=flow_ref(flow),
             start=self._clock.real_time(flow.start),
             last=self._clock.real_time(flow.last),
-            packets_to_server=flow.packets[0],
-            packets_to_client=flow.packets[1],
-            bytes_to_server=flow.bytes[0],
-            bytes_to_client=flow.bytes[1],
+            packets_to_server=flow.packets_to_server,
+            packets_to_client=flow.packets_to_client,
+            bytes_to_server=flow.bytes_to_server,
+            bytes_to_client=flow.bytes_to_client,
             dropped=flow.dropped,
             injected=flow.injected,
             state=flow.state.told_as,
             reason=reason,
-            rules=tuple(dict.fromkeys(flow.rules)),
+            rules=flow.rules,
             facts=flow.facts,
         )
         return Report(record)

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from typing import TypeVar
+
 from gfwemu.dissect.dissector import Dissector
 from gfwemu.dissect.outcome import Confirm, DeferredFacts, Message, Reject
 from gfwemu.dissect.registry import DISSECTORS
@@ -13,6 +15,8 @@ from gfwemu.wire.packet import Packet
 
 KEPT_BYTES = 4096
 """Bytes of each direction that are kept for the excerpts of the verdict table."""
+
+_T = TypeVar("_T")
 
 UNKNOWN = Message({"protocol": "unknown"})
 
@@ -44,7 +48,7 @@ class Inspector:
         """The messages that this packet completes, each with `protocol` among its facts."""
         if packet.proto == Transport.TCP:
             return self._read_segment(packet, flow, direction)
-        if packet.proto == Transport.UDP and packet.payload and flow.sessions != []:
+        if packet.proto == Transport.UDP and packet.payload and flow.sessions != ():
             return self._read_datagram(packet, flow, direction)
         return []
 
@@ -55,7 +59,7 @@ class Inspector:
                 return []
             flow.tcb = Tcb(tcp)
         if flow.tcb.torn_down:
-            flow.sessions = []
+            flow.sessions = ()
             return []
         data = flow.tcb.read(packet, direction)
         if not data:
@@ -67,9 +71,12 @@ class Inspector:
             # A server that speaks first, and at length, does not hide what its client says.
             return self._give_up(flow) if flow.payloads[0] else []
         room = tcp.inspect - flow.inspected[index]
-        flow.inspected[index] += len(data)
-        if len(flow.excerpts[index]) < KEPT_BYTES:
-            flow.excerpts[index] += data[: KEPT_BYTES - len(flow.excerpts[index])]
+        flow.inspected = _replaced(flow.inspected, index, flow.inspected[index] + len(data))
+        kept = flow.excerpts[index]
+        if len(kept) < KEPT_BYTES:
+            flow.excerpts = _replaced(
+                flow.excerpts, index, kept + data[: KEPT_BYTES - len(kept)] if kept else data[:KEPT_BYTES]
+            )
         messages = self._feed(flow, direction, data[:room]) if room > 0 else []
         return messages if len(data) <= room else messages + self._give_up(flow)
 
@@ -77,26 +84,26 @@ class Inspector:
     def _give_up(flow: Flow) -> list[Message]:
         """Nothing more is read: a protocol that nobody recognised so far is unknown for good."""
         undecided = bool(flow.sessions) and not flow.confirmed
-        flow.sessions = []
+        flow.sessions = ()
         return [UNKNOWN] if undecided else []
 
     def _read_alone(self, packet: Packet, flow: Flow, direction: Direction) -> list[Message]:
         """Each segment by itself, as if the stream began and ended with it."""
         flow.sessions = None
-        flow.excerpts[direction_index(direction)] = packet.payload[:KEPT_BYTES]
+        flow.excerpts = _replaced(flow.excerpts, direction_index(direction), packet.payload[:KEPT_BYTES])
         messages = self._feed(flow, direction, packet.payload)
         messages += self._give_up(flow)
         flow.sessions = None
         return messages
 
     def _read_datagram(self, packet: Packet, flow: Flow, direction: Direction) -> list[Message]:
-        flow.excerpts[direction_index(direction)] = packet.payload[:KEPT_BYTES]
+        flow.excerpts = _replaced(flow.excerpts, direction_index(direction), packet.payload[:KEPT_BYTES])
         return self._feed(flow, direction, packet.payload)
 
     def _feed(self, flow: Flow, direction: Direction, data: bytes) -> list[Message]:
         if flow.sessions is None:
             dissectors: list[Dissector] = self._by_transport.get(flow.tuple.proto, [])
-            flow.sessions = [(dissector, dissector.open(self._options.dissect)) for dissector in dissectors]
+            flow.sessions = tuple((dissector, dissector.open(self._options.dissect)) for dissector in dissectors)
         alive = []
         for dissector, session in flow.sessions:
             outcome = session.feed(direction, data)
@@ -105,15 +112,23 @@ class Inspector:
             if isinstance(outcome, Confirm):
                 flow.protocol = dissector.name
                 flow.confirmed = True
-                flow.sessions = [] if outcome.final else [(dissector, session)]
+                flow.sessions = () if outcome.final else ((dissector, session),)
                 return [_named(message, dissector.name) for message in outcome.messages]
             alive.append((dissector, session))
         had_any = bool(flow.sessions)
-        flow.sessions = alive
+        if len(alive) < len(flow.sessions):
+            flow.sessions = tuple(alive)
         if had_any and not alive and not flow.confirmed:
             return [UNKNOWN]
         return []
 
 
 def _named(message: Message, protocol: str) -> Message:
-    return Message({**message.facts, "protocol": protocol}, message.spans, message.query)
+    facts = message.facts
+    if isinstance(facts, DeferredFacts):
+        return Message(facts.plus("protocol", protocol), message.spans, message.query)
+    return Message({**facts, "protocol": protocol}, message.spans, message.query)
+
+
+def _replaced(pair: tuple[_T, _T], index: int, value: _T) -> tuple[_T, _T]:
+    return (value, pair[1]) if index == 0 else (pair[0], value)

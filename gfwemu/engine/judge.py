@@ -83,7 +83,7 @@ class Judge:
     def _decision_of(self, flow: Flow) -> Decision:
         decision: Decision | None = flow.decision
         if decision is None or decision.generation != self._generation:
-            if flow.sessions == []:
+            if flow.sessions == ():
                 flow.read_anew()
             facts = flow_facts(flow, self._rules.subscribers)
             pending = [candidate for candidate in self._candidates if not candidate.refuted(facts)]
@@ -157,7 +157,7 @@ class Judge:
     @staticmethod
     def _tell(rule: CompiledRule, work: Work, evidence: tuple[Evidence, ...], view: View, told: list[Command]) -> None:
         if rule.name not in work.flow.rules:
-            work.flow.rules.append(rule.name)
+            work.flow.rules += (rule.name,)
         told.append(_hit(rule, work, evidence, view))
 
     @staticmethod
@@ -224,7 +224,7 @@ class Judge:
             if _is_treated(decision, rule):
                 continue
             if rule.name not in work.flow.rules:
-                work.flow.rules.append(rule.name)
+                work.flow.rules += (rule.name,)
                 action = rule.action_name if residual.action == "same" else residual.action
                 remaining = block.ends - censor_now
                 ref = flow_ref(work.flow)
@@ -239,6 +239,8 @@ class Judge:
         flow = work.flow
         if odds.per != "match":
             return not self._dice.throw(odds, flow.tuple, flow.flow_id, work.censor_now, f"block/{rule.name}")
+        if decision.spared_by is None:
+            decision.spared_by = {}
         if rule.name not in decision.spared_by:
             decision.spared_by[rule.name] = self._rng.random() >= odds.at(work.censor_now)
         return decision.spared_by[rule.name]

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import random
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field
 from operator import itemgetter
 
@@ -123,7 +123,7 @@ class UnreachableFlow:
         return None
 
 
-_COUNTING: dict[str, Callable[[list[int]], int]] = {
+_COUNTING: dict[str, Callable[[Sequence[int]], int]] = {
     "sum": sum,
     "to_server": itemgetter(0),
     "to_client": itemgetter(1),
@@ -158,7 +158,7 @@ class FreezeFlow:
         if self.frozen and covers(self.action.direction, work.direction):
             work.drop(self.rule)
 
-    def _counted(self, counts: list[int]) -> int:
+    def _counted(self, counts: Sequence[int]) -> int:
         return _COUNTING[self.action.counting](counts)
 
     def offload(self, now: float) -> Verdict | None:

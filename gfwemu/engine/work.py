@@ -81,9 +81,9 @@ class Decision:
     fresh: bool = True
     messages_over: bool = False
     terminal: Treatment | None = None
-    modifiers: list[Modifier] = field(default_factory=list)
-    told_drops: set[Direction] = field(default_factory=set)
-    spared_by: dict[str, bool] = field(default_factory=dict)
+    modifiers: tuple[Modifier, ...] = ()
+    told_drops: tuple[Direction, ...] = ()
+    spared_by: dict[str, bool] | None = None
     settled: bool = False
 
     def forget(self, name: str) -> None:

@@ -12,7 +12,10 @@ from gfwemu.dissect.outcome import Session
 from gfwemu.flow.tcb import Tcb
 from gfwemu.model import Direction, FiveTuple, Side
 
+_TO_SERVER = Direction.TO_SERVER
 _NOTHING: Mapping[str, Any] = MappingProxyType({})
+_NOWHERE = (0, 0)
+_NO_EXCERPTS = (b"", b"")
 
 
 class FlowState(Enum):
@@ -36,13 +39,14 @@ class FlowState(Enum):
 class Flow:
     """Both directions between one client and one server. `tuple` runs from client to server.
 
-    Counters are indexed 0 to_server, 1 to_client; sizes are whole IP packets. `fins` has bit 0 and bit 1 likewise, for
-    directions that are closed. `decision` belongs to the engine.
+    Sizes are whole IP packets. `fins` has bit 0 for a closed to_server and bit 1 for a closed to_client. `decision`
+    belongs to the engine. There are many flows, so what mostly stays empty is nothing of its own until it is needed.
     """
 
     __slots__ = (
         "alias",
-        "bytes",
+        "bytes_to_client",
+        "bytes_to_server",
         "client_isn",
         "confirmed",
         "decision",
@@ -54,8 +58,10 @@ class Flow:
         "injected",
         "inspected",
         "last",
-        "packets",
-        "payloads",
+        "packets_to_client",
+        "packets_to_server",
+        "payloads_to_client",
+        "payloads_to_server",
         "protocol",
         "rules",
         "sessions",
@@ -73,46 +79,64 @@ class Flow:
         self.start = now
         self.last = now
         self.state = state
-        self.packets = [0, 0]
-        self.bytes = [0, 0]
-        self.payloads = [0, 0]
-        self.inspected = [0, 0]
-        self.excerpts = [b"", b""]
+        self.packets_to_server = self.packets_to_client = 0
+        self.bytes_to_server = self.bytes_to_client = 0
+        self.payloads_to_server = self.payloads_to_client = 0
+        self.inspected = _NOWHERE
+        self.excerpts = _NO_EXCERPTS
         self.dropped = 0
         self.injected = 0
         self.protocol = ""
         self.facts: Mapping[str, Any] = _NOTHING
-        self.sessions: list[tuple[Dissector, Session]] | None = None
+        self.sessions: tuple[tuple[Dissector, Session], ...] | None = None
         self.confirmed = False
         self.client_isn: int | None = None
         self.fins = 0
         self.tcb: Tcb | None = None
         self.alias: FiveTuple | None = None
         self.decision: Any = None
-        self.rules: list[str] = []
+        self.rules: tuple[str, ...] = ()
 
     def count(self, direction: Direction, length: int, has_payload: bool, now: float) -> None:
         """Books one packet of that direction."""
-        index = direction_index(direction)
-        self.packets[index] += 1
-        self.bytes[index] += length
-        if has_payload:
-            self.payloads[index] += 1
+        if direction is _TO_SERVER:
+            self.packets_to_server += 1
+            self.bytes_to_server += length
+            self.payloads_to_server += has_payload
+        else:
+            self.packets_to_client += 1
+            self.bytes_to_client += length
+            self.payloads_to_client += has_payload
         self.last = now
+
+    @property
+    def packets(self) -> tuple[int, int]:
+        """To the server, to the client."""
+        return self.packets_to_server, self.packets_to_client
+
+    @property
+    def bytes(self) -> tuple[int, int]:
+        """To the server, to the client."""
+        return self.bytes_to_server, self.bytes_to_client
+
+    @property
+    def payloads(self) -> tuple[int, int]:
+        """Packets with a payload: to the server, to the client."""
+        return self.payloads_to_server, self.payloads_to_client
 
     def forget_stream(self) -> None:
         """Gives back the memory of inspection; no dissector looks at the flow again."""
-        self.sessions = []
-        self.excerpts = [b"", b""]
+        self.sessions = ()
+        self.excerpts = _NO_EXCERPTS
         self.tcb = None
 
     def read_anew(self) -> None:
         """Lets dissectors look at a flow again that they had done with, from here on."""
         self.sessions = None
-        self.excerpts = [b"", b""]
-        self.inspected = [0, 0]
+        self.excerpts = _NO_EXCERPTS
+        self.inspected = _NOWHERE
 
 
 def direction_index(direction: Direction) -> int:
-    """0 for to_server, 1 for to_client: the index of a flow's counters."""
-    return 0 if direction is Direction.TO_SERVER else 1
+    """0 for to_server, 1 for to_client: the index of what comes in pairs."""
+    return 0 if direction is _TO_SERVER else 1

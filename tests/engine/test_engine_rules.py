@@ -104,7 +104,7 @@ def test_the_list_of_rules_that_a_flow_met_does_not_grow() -> None:
     for _ in range(50):
         book.packet(talk.to_server(dns_query("b.example")))
     (flow,) = book.engine._flows.table
-    assert flow.rules == ["alert"]
+    assert flow.rules == ("alert",)
 
 
 def test_a_count_after_a_name_lets_other_flows_go() -> None:
