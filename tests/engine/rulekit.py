@@ -23,6 +23,7 @@ from gfwemu.rules.compiled import (
     Scope,
     TcpOptions,
 )
+from gfwemu.rules.odds import Odds
 
 EVERY_DISSECTOR = frozenset({"tls", "quic", "dns", "http", "openvpn", "wireguard"})
 
@@ -82,11 +83,14 @@ def rule(
     placement: str = "in-path",
     residual: Mapping[str, Any] | None = None,
     chance: float = 1.0,
+    odds: Odds | None = None,
+    repeat: bool = False,
     schedule: Schedule | None = None,
     hook: Callable[[Mapping[str, Fact]], bool] | None = None,
     **parameters: Any,
 ) -> CompiledRule:
-    """A rule; plain values in `match` are compared, `("not", value)` negates; `chance` is the rule's probability."""
+    """A rule; plain values in `match` are compared, `("not", value)` negates; `chance` is the rule's
+    probability, `odds` where it is more than that number."""
     conditions = []
     for field, value in (match or {}).items():
         negated = isinstance(value, tuple) and value[0] == "not"
@@ -107,6 +111,8 @@ def rule(
         place=Place("test.yaml", 1, 1),
         hooks=() if hook is None else (hook,),
         probability=chance,
+        odds=odds,
+        repeat=repeat,
         residual=None if residual is None else Residual(**residual),
         schedule=schedule,
         cite="a test",
