@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import contextlib
 import dataclasses
+import io
 import ipaddress
 import json
 import os
@@ -11,7 +12,7 @@ import sys
 import time
 from collections.abc import Iterator
 from pathlib import Path
-from typing import BinaryIO
+from typing import BinaryIO, TextIO
 
 import click
 from rich.console import Console
@@ -104,16 +105,18 @@ def replay(
         for path in (eve, pcap):
             _refuse_same_file(capture, path)
         sink = _Outputs(
-            files.enter_context(_created(eve)) if eve else None,
+            io.TextIOWrapper(files.enter_context(_created(eve)), encoding="utf-8", newline="") if eve else None,
             files.enter_context(_created(pcap)) if pcap else None,
         )
         engine = open_engine(rules, time_scale=time_scale, start_time=start_time, seed=seed, offload=False)
         run = Replay(engine, sink, inside=rules.inside, on_error=Verdict(rules.on_error))
         damage: CaptureError | None = None
         try:
-            run.run(_with_progress(read_capture(stream, capture), stream), capture)
-        except CaptureError as error:
-            damage = error
+            try:
+                run.run(_with_progress(read_capture(stream, capture), stream), capture)
+            except CaptureError as error:
+                damage = error
+            sink.flush()
         except OSError as error:
             raise UsageError(f"reading {capture} or writing what it gave: {error.strerror or error}") from None
     if damage is None or run.totals.packets:
@@ -125,26 +128,23 @@ def replay(
 class _Outputs:
     """The event log, the capture and the summary of one replay."""
 
-    def __init__(self, eve: BinaryIO | None, pcap: BinaryIO | None) -> None:
+    def __init__(self, eve: TextIO | None, pcap: BinaryIO | None) -> None:
         self.summary = SummaryReader()
-        self._log = eve
-        self._eve = EveWriter(self)
-        self._pcap = PcapngWriter(pcap) if pcap else None
+        self._eve = EveWriter(eve, each=False) if eve else None
+        self._pcap = PcapngWriter(pcap, each=False) if pcap else None
         self.takes_packets = pcap is not None
 
-    def write(self, text: str) -> None:
-        """A line of the event log."""
-        self.summary.read(text)
-        if self._log:
-            self._log.write(text.encode())
-
     def flush(self) -> None:
-        if self._log:
-            self._log.flush()
+        if self._eve:
+            self._eve.flush()
+        if self._pcap:
+            self._pcap.flush()
 
     def commanded(self, command: Command, now: float) -> None:
         if isinstance(command, Report):
-            self._eve.write(command.record)
+            self.summary.record(command.record)
+            if self._eve:
+                self._eve.write(command.record)
         elif isinstance(command, Inject) and self._pcap:
             self._pcap.write(command.data, now, came_from=None, comment=command.reason, injected=True)
 

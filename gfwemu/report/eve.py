@@ -14,7 +14,8 @@ import json
 import zlib
 from collections.abc import Mapping
 from datetime import UTC, datetime
-from typing import Protocol
+from functools import lru_cache
+from typing import TYPE_CHECKING, Protocol
 
 from gfwemu.engine.records import (
     EngineFault,
@@ -27,13 +28,20 @@ from gfwemu.engine.records import (
     ResidualHit,
     RuleHit,
 )
-from gfwemu.model import Direction, Placement, address_text
+from gfwemu.model import Direction, FiveTuple, Placement, address_text
 from gfwemu.report.community_id import known_community_id
-from gfwemu.report.eve_facts import Json, plain_facts, protocol_object, protocol_of
-from gfwemu.report.metrics import Counters
+from gfwemu.report.eve_facts import Json, plain_facts, proto_name, protocol_object, protocol_of
 from gfwemu.wire.packet import TcpFlags
 
+if TYPE_CHECKING:  # it brings in a library that few runs need
+    from gfwemu.report.metrics import Counters
+
 Object = dict[str, Json]
+Event = tuple[str, Object, Object]
+"""The common members as text, the event's own, and what goes into `censor`."""
+
+_MOST_LINES = 512
+"""Lines that wait for `flush`."""
 
 CATEGORY = "Emulated censorship"
 
@@ -45,7 +53,6 @@ _REJECTS: Mapping[str, str] = {
     "icmp_unreachable": "icmp-prohib",
 }
 _REJECT_TARGETS: Mapping[str, str] = {"client": "to_client", "server": "to_server", "both": "both"}
-_PROTO_NAMES: Mapping[int, str] = {1: "ICMP", 6: "TCP", 17: "UDP", 58: "IPv6-ICMP", 132: "SCTP"}
 _FLOW_REASONS: Mapping[str, str] = {
     "timeout": "timeout",
     "closed": "timeout",
@@ -55,7 +62,7 @@ _FLOW_REASONS: Mapping[str, str] = {
 
 _DROP_FLAGS = (TcpFlags.SYN, TcpFlags.ACK, TcpFlags.PSH, TcpFlags.RST, TcpFlags.URG, TcpFlags.FIN)
 
-_encode = json.JSONEncoder(separators=(",", ":")).encode
+_encode = json.JSONEncoder(separators=(",", ":"), check_circular=False).encode
 
 
 def signature_id(rule: str) -> int:
@@ -66,7 +73,12 @@ def signature_id(rule: str) -> int:
 def timestamp(seconds: float) -> str:
     """Seconds since the epoch as `2026-01-02T03:04:05.000006+0000`."""
     whole, microseconds = divmod(round(seconds * 1_000_000), 1_000_000)
-    return f"{datetime.fromtimestamp(whole, UTC):%Y-%m-%dT%H:%M:%S}.{microseconds:06}+0000"
+    return f"{_second(whole)}.{microseconds:06}+0000"
+
+
+@lru_cache(maxsize=256)
+def _second(whole: int) -> str:
+    return f"{datetime.fromtimestamp(whole, UTC):%Y-%m-%dT%H:%M:%S}"
 
 
 class Lines(Protocol):
@@ -78,27 +90,38 @@ class Lines(Protocol):
 
 
 class EveWriter:
-    """Writes each record as one line and flushes it, so that a reader may follow. Errors of the stream pass through."""
+    """Writes each record as one line. Errors of the stream pass through.
 
-    def __init__(self, stream: Lines, *, strict: bool = False) -> None:
+    each: every line goes out at once, so that a reader may follow; otherwise lines wait for `flush`.
+    """
+
+    def __init__(self, stream: Lines, *, strict: bool = False, each: bool = True) -> None:
         self._stream = stream
         self._strict = strict
+        self._each = each
+        self._lines: list[str] = []
 
     def write(self, record: Record) -> None:
         match record:
             case RuleHit():
-                event = _rule_hit(record)
+                self._put(*_rule_hit(record))
             case ResidualHit():
-                event = _residual_hit(record)
+                self._put(*_residual_hit(record))
             case MessageSeen():
-                event = _message(record)
+                self._put(*_message(record))
             case PacketDropped():
-                event = _drop(record)
+                self._put(*_drop(record))
             case FlowEnded():
-                event = _flow(record)
+                self._put(*_flow(record))
             case EngineFault():
-                event = _fault(record)
-        self._put(event)
+                self._put(*_fault(record))
+
+    def flush(self) -> None:
+        """Lets out the lines that wait, in one write."""
+        if self._lines:
+            text, self._lines = "".join(self._lines), []
+            self._stream.write(text)
+            self._stream.flush()
 
     def kernel_rule(
         self, time: float, rule: str, action: str, packets: int, bytes: int, *, cite: str = "", observed: str = ""
@@ -108,13 +131,12 @@ class EveWriter:
         censor = _present(
             kind="kernel-rule", rule=rule, action=action, packets=packets, bytes=bytes, cite=cite, observed=observed
         )
-        self._put({**_head(time, "stats"), "stats": {"ips": {verdict: packets}}, "censor": censor})
+        self._put(_head(time, "stats"), {"stats": {"ips": {verdict: packets}}}, censor)
 
     def stats(self, time: float, counters: Counters) -> None:
         """The state of a running censor."""
         packets = counters.verdicts.total()
         event: Object = {
-            **_head(time, "stats"),
             "stats": {
                 "uptime": max(0, int(time - counters.start_time)),
                 "capture": {"kernel_packets": packets, "kernel_drops": counters.queue_dropped},
@@ -122,20 +144,22 @@ class EveWriter:
                 "flow": {"active": counters.flows, "total": counters.flows + counters.flows_ended.total()},
                 "ips": _ips(counters),
             },
-            "censor": {
-                "kind": "stats",
-                "injected": counters.injected,
-                "held": counters.held,
-                "faults": counters.faults,
-            },
         }
-        self._put(event)
+        censor: Object = {
+            "kind": "stats",
+            "injected": counters.injected,
+            "held": counters.held,
+            "faults": counters.faults,
+        }
+        self._put(_head(time, "stats"), event, censor)
 
-    def _put(self, event: Object) -> None:
-        if self._strict:
-            event.pop("censor", None)
-        self._stream.write(_encode(event) + "\n")
-        self._stream.flush()
+    def _put(self, head: str, event: Object, censor: Object) -> None:
+        """head: members as text, without braces."""
+        if not self._strict:
+            event["censor"] = censor
+        self._lines.append(f"{{{head},{_encode(event)[1:]}\n")
+        if self._each or len(self._lines) >= _MOST_LINES:
+            self.flush()
 
 
 def _ips(counters: Counters) -> Object:
@@ -148,32 +172,35 @@ def _ips(counters: Counters) -> Object:
     }
 
 
-def _head(time: float, kind: str) -> Object:
-    return {"timestamp": timestamp(time), "event_type": kind}
+def _head(time: float, kind: str) -> str:
+    return f'"timestamp":"{timestamp(time)}","event_type":"{kind}"'
 
 
-def _common(time: float, kind: str, flow: FlowRef, direction: Direction | None) -> Object:
+def _common(time: float, kind: str, flow: FlowRef, direction: Direction | None) -> str:
     """The common section. Without a direction it is an event of the flow, not of a packet."""
-    ends = flow.tuple if direction is not Direction.TO_CLIENT else flow.tuple.reversed()
-    event: Object = {
-        "timestamp": timestamp(time),
-        "flow_id": flow.flow_id,
-        "event_type": kind,
+    ends = _ends(flow.tuple, flow.protocol, direction)
+    return f'"timestamp":"{timestamp(time)}","flow_id":{flow.flow_id},"event_type":"{kind}",{ends}'
+
+
+@lru_cache(maxsize=4096)
+def _ends(flow: FiveTuple, protocol: str, direction: Direction | None) -> str:
+    ends = flow if direction is not Direction.TO_CLIENT else flow.reversed()
+    members: Object = {
         "src_ip": address_text(ends.src),
         "src_port": ends.sport,
         "dest_ip": address_text(ends.dst),
         "dest_port": ends.dport,
-        "proto": _PROTO_NAMES.get(ends.proto, f"{ends.proto:03}"),
+        "proto": proto_name(ends.proto),
         "ip_v": 4 if len(ends.src) == 4 else 6,
     }
-    if flow.protocol:
-        event["app_proto"] = flow.protocol
+    if protocol:
+        members["app_proto"] = protocol
     if direction is not None:
-        event["direction"] = direction.value
-    name = known_community_id(flow.tuple)
+        members["direction"] = direction.value
+    name = known_community_id(flow)
     if name:
-        event["community_id"] = name
-    return event
+        members["community_id"] = name
+    return _encode(members)[1:-1]
 
 
 def _present(**members: Json) -> Object:
@@ -181,6 +208,7 @@ def _present(**members: Json) -> Object:
     return {name: value for name, value in members.items() if value not in ("", None, [], {})}
 
 
+@lru_cache(maxsize=1024)
 def _alert(rule: str, action: str, **metadata: str) -> Object:
     known: Object = {name: [text] for name, text in {"rule": rule, "rule_action": action, **metadata}.items() if text}
     return {
@@ -195,6 +223,7 @@ def _alert(rule: str, action: str, **metadata: str) -> Object:
     }
 
 
+@lru_cache(maxsize=256)
 def _verdict(action: str, placement: Placement, towards: str) -> Object:
     if action == "pass":
         return {"action": "pass"}
@@ -221,15 +250,15 @@ def _evidence(evidence: Evidence) -> Object:
     )
 
 
-def _rule_hit(hit: RuleHit) -> Object:
-    event = _common(hit.time, "alert", hit.flow, hit.direction)
+def _rule_hit(hit: RuleHit) -> Event:
+    event: Object = {}
     placement = hit.placement.value
     event["alert"] = _alert(hit.rule, hit.action, cite=hit.cite, observed=hit.observed, placement=placement)
     event["verdict"] = _verdict(hit.action, hit.placement, hit.towards)
     kind, content = protocol_object(protocol_of(hit.flow.protocol, hit.facts), hit.facts)
     if kind != "metadata":
         event[kind] = content
-    event["censor"] = _present(
+    censor = _present(
         kind="rule",
         rule=hit.rule,
         action=hit.action,
@@ -243,42 +272,36 @@ def _rule_hit(hit: RuleHit) -> Object:
         place=hit.place,
         residual_seconds=hit.residual_seconds or None,
     )
-    return event
+    return _common(hit.time, "alert", hit.flow, hit.direction), event, censor
 
 
-def _residual_hit(hit: ResidualHit) -> Object:
-    event = _common(hit.time, "alert", hit.flow, Direction.TO_SERVER)
-    event["alert"] = _alert(hit.rule, hit.action, cite=hit.cite, residual_key=hit.key)
-    event["censor"] = _present(
+def _residual_hit(hit: ResidualHit) -> Event:
+    event: Object = {"alert": _alert(hit.rule, hit.action, cite=hit.cite, residual_key=hit.key)}
+    censor = _present(
         kind="residual", rule=hit.rule, action=hit.action, key=hit.key, remaining=hit.remaining, cite=hit.cite
     )
-    return event
+    return _common(hit.time, "alert", hit.flow, Direction.TO_SERVER), event, censor
 
 
-def _message(message: MessageSeen) -> Object:
+def _message(message: MessageSeen) -> Event:
     kind, content = protocol_object(protocol_of(message.flow.protocol, message.facts), message.facts)
-    event = _common(message.time, kind, message.flow, message.direction)
-    event[kind] = content
-    event["censor"] = {"kind": "message", "facts": plain_facts(message.facts)}
-    return event
+    head = _common(message.time, kind, message.flow, message.direction)
+    return head, {kind: content}, {"kind": "message", "facts": plain_facts(message.facts)}
 
 
-def _drop(drop: PacketDropped) -> Object:
-    event = _common(drop.time, "drop", drop.flow, drop.direction)
+def _drop(drop: PacketDropped) -> Event:
     lifetime = "ttl" if len(drop.flow.tuple.src) == 4 else "hoplimit"
     content: Object = {"len": drop.length, lifetime: drop.ttl, "reason": "rules"}
     if drop.tcp_flags is not None:
         content |= {"tcpseq": drop.tcp_seq, "tcpack": drop.tcp_ack}
         content |= {flag.name.lower(): bool(drop.tcp_flags & flag) for flag in _DROP_FLAGS if flag.name}
-    event["drop"] = content
-    event["verdict"] = {"action": "drop"}
-    event["censor"] = _present(kind="drop", rule=drop.rule, reason=drop.reason)
-    return event
+    event: Object = {"drop": content, "verdict": {"action": "drop"}}
+    censor = _present(kind="drop", rule=drop.rule, reason=drop.reason)
+    return _common(drop.time, "drop", drop.flow, drop.direction), event, censor
 
 
-def _flow(flow: FlowEnded) -> Object:
-    event = _common(flow.time, "flow", flow.flow, None)
-    event["flow"] = {
+def _flow(flow: FlowEnded) -> Event:
+    content: Object = {
         "pkts_toserver": flow.packets_to_server,
         "pkts_toclient": flow.packets_to_client,
         "bytes_toserver": flow.bytes_to_server,
@@ -289,9 +312,10 @@ def _flow(flow: FlowEnded) -> Object:
         "state": flow.state,
         "reason": _FLOW_REASONS.get(flow.reason, "unknown"),
         "alerted": bool(flow.rules),
-        **({"action": "drop"} if flow.dropped else {}),
     }
-    event["censor"] = _present(
+    if flow.dropped:
+        content["action"] = "drop"
+    censor = _present(
         kind="flow",
         dropped=flow.dropped,
         injected=flow.injected,
@@ -299,12 +323,9 @@ def _flow(flow: FlowEnded) -> Object:
         rules=list(flow.rules),
         facts=plain_facts(flow.facts),
     )
-    return event
+    return _common(flow.time, "flow", flow.flow, None), {"flow": content}, censor
 
 
-def _fault(fault: EngineFault) -> Object:
-    return {
-        **_head(fault.time, "anomaly"),
-        "anomaly": {"type": "applayer", "event": "ENGINE_FAULT", "layer": "engine"},
-        "censor": {"kind": "fault", "error": fault.error},
-    }
+def _fault(fault: EngineFault) -> Event:
+    event: Object = {"anomaly": {"type": "applayer", "event": "ENGINE_FAULT", "layer": "engine"}}
+    return _head(fault.time, "anomaly"), event, {"kind": "fault", "error": fault.error}

@@ -40,6 +40,12 @@ _MEMBERS: dict[str, dict[str, tuple[str, str]]] = {
 """EVE object: our field -> its member and form. Names and types as in Suricata's user guide, "EVE JSON Format"."""
 
 _DNS_LOG_VERSION = 2
+_PROTO_NAMES: Mapping[int, str] = {1: "ICMP", 6: "TCP", 17: "UDP", 58: "IPv6-ICMP", 132: "SCTP"}
+
+
+def proto_name(number: int) -> str:
+    """EVE's name of an IP protocol: its number in three digits where it has none."""
+    return _PROTO_NAMES.get(number, f"{number:03}")
 
 
 def protocol_of(recognised: str, facts: Mapping[str, Fact]) -> str:

@@ -32,20 +32,26 @@ _IF_NAME, _IF_DESCRIPTION = 2, 3
 _EPB_FLAGS = 2
 _INBOUND, _OUTBOUND = 1, 2
 _LONGEST_TEXT = 0xFFFF
+_MOST_BLOCKS = 256
+"""Packets that wait for `flush`."""
 
 _NUMBERS: dict[Side | None, int] = {Side.INSIDE: 0, Side.OUTSIDE: 1, None: 3}
 _INJECTED = 2
 
 
 class PcapngWriter:
-    """Writes IP packets. Every call leaves a file that is whole so far: one block, one write, flushed.
+    """Writes IP packets. Every write leaves a file that is whole so far, and is flushed.
+
+    each: every packet goes out at once, so that a reader may follow; otherwise packets wait for `flush`.
 
     Packets that arrived stand on the interface they came from, as inbound; forged ones on `injected`, as outbound.
     Errors of the stream (a full disk) are the caller's.
     """
 
-    def __init__(self, stream: BinaryIO) -> None:
+    def __init__(self, stream: BinaryIO, *, each: bool = True) -> None:
         self._stream = stream
+        self._each = each
+        self._blocks: list[bytes] = []
         header = struct.pack("<IHHq", _BYTE_ORDER, 1, 0, -1)
         start = _block(
             _SECTION_HEADER,
@@ -78,8 +84,16 @@ class PcapngWriter:
         self._write(_block(_ENHANCED_PACKET, header + data + bytes(-len(data) % 4), *options))
 
     def _write(self, block: bytes) -> None:
-        self._stream.write(block)
-        self._stream.flush()
+        self._blocks.append(block)
+        if self._each or len(self._blocks) >= _MOST_BLOCKS:
+            self.flush()
+
+    def flush(self) -> None:
+        """Lets out the packets that wait, in one write."""
+        if self._blocks:
+            data, self._blocks = b"".join(self._blocks), []
+            self._stream.write(data)
+            self._stream.flush()
 
 
 def _text(comment: str) -> bytes:

@@ -8,7 +8,20 @@ from dataclasses import dataclass, field
 from datetime import datetime
 from typing import Any
 
-from gfwemu.engine.records import Evidence
+from gfwemu.engine.records import (
+    EngineFault,
+    Evidence,
+    FlowEnded,
+    FlowRef,
+    MessageSeen,
+    PacketDropped,
+    Record,
+    ResidualHit,
+    RuleHit,
+)
+from gfwemu.model import Direction, address_text
+from gfwemu.report.eve_facts import proto_name, protocol_object, protocol_of
+from gfwemu.rules.compiled import Fact
 
 Event = Mapping[str, Any]
 
@@ -119,7 +132,7 @@ def summarise(lines: Iterable[str]) -> Summary:
 
 
 class SummaryReader:
-    """Takes the lines one by one; keeps the rows and what it knows of each flow, not the lines."""
+    """Takes records or lines one by one; keeps the rows and what it knows of each flow, not the lines."""
 
     def __init__(self) -> None:
         self._summary = Summary()
@@ -127,7 +140,44 @@ class SummaryReader:
         self._hits: list[tuple[int, Row]] = []
         self._first: float | None = None
 
+    def record(self, record: Record) -> None:
+        """The same as reading the line that the event log has of it."""
+        match record:
+            case RuleHit():
+                flow = self._flow(record.flow)
+                flow.name = flow.name or _name_in(record.flow.protocol, record.facts)
+                self._note_time(record.time)
+                self._hits.append((record.flow.flow_id, _hit_row(record, flow)))
+            case ResidualHit():
+                flow = self._flow(record.flow)
+                self._note_time(record.time)
+                self._hits.append((record.flow.flow_id, _residual_row(record, flow)))
+            case MessageSeen():
+                flow = self._flow(record.flow)
+                flow.name = flow.name or _name_in(record.flow.protocol, record.facts)
+                self._note_time(record.time)
+            case FlowEnded():
+                flow = self._flow(record.flow)
+                flow.injected, flow.dropped = record.injected, record.dropped
+                self._note_time(record.start)
+            case PacketDropped():
+                flow = self._flow(record.flow)
+                flow.dropped = max(flow.dropped, 1)
+                self._note_time(record.time)
+            case EngineFault():
+                self._summary.faults.append(record.error)
+
+    def _flow(self, told: FlowRef) -> FlowFacts:
+        flow = self._flows.get(told.flow_id)
+        if flow is None:
+            key = told.tuple
+            ends = Endpoints(proto_name(key.proto), address_text(key.src), key.sport, address_text(key.dst), key.dport)
+            flow = self._flows[told.flow_id] = FlowFacts(ends)
+        flow.protocol = told.protocol or flow.protocol
+        return flow
+
     def read(self, line: str) -> None:
+        """A line of an event log."""
         try:
             event = json.loads(line)
             time = datetime.fromisoformat(event["timestamp"]).timestamp()
@@ -239,6 +289,50 @@ def _row(when: float, event: Event, flow: FlowFacts) -> Row:
     )
 
 
+def _hit_row(hit: RuleHit, flow: FlowFacts) -> Row:
+    return Row(
+        when=hit.time,
+        kind="rule",
+        rule=hit.rule,
+        action=hit.action,
+        ends=flow.ends,
+        protocol=flow.protocol,
+        name=flow.name,
+        placement=hit.placement.value,
+        direction=hit.direction.value,
+        packet_number=hit.packet_number,
+        packet_length=hit.packet_length,
+        evidence=hit.evidence,
+        residual_seconds=hit.residual_seconds,
+        residual_key="",
+        cite=hit.cite,
+        observed=hit.observed,
+        place=hit.place,
+    )
+
+
+def _residual_row(hit: ResidualHit, flow: FlowFacts) -> Row:
+    return Row(
+        when=hit.time,
+        kind="residual",
+        rule=hit.rule,
+        action=hit.action,
+        ends=flow.ends,
+        protocol=flow.protocol,
+        name=flow.name,
+        placement="",
+        direction=Direction.TO_SERVER.value,
+        packet_number=0,
+        packet_length=0,
+        evidence=(),
+        residual_seconds=hit.remaining,
+        residual_key=hit.key,
+        cite=hit.cite,
+        observed="",
+        place="",
+    )
+
+
 def _evidence(told: Event) -> Evidence:
     offset, length = told.get("offset"), told.get("length")
     return Evidence(
@@ -257,3 +351,9 @@ def _name(event: Event) -> str:
         if value:
             return str(value)
     return ""
+
+
+def _name_in(recognised: str, facts: Mapping[str, Fact]) -> str:
+    """The name that the event of a message with these facts shows, in the order of _NAME_MEMBERS."""
+    kind, content = protocol_object(protocol_of(recognised, facts), facts)
+    return next((str(content[member]) for name, member in _NAME_MEMBERS if name == kind and content.get(member)), "")

@@ -322,6 +322,27 @@ def test_each_line_is_flushed_when_it_is_written() -> None:
         assert stream.getvalue().endswith("\n")
 
 
+def test_lines_that_may_wait_go_out_together() -> None:
+    stream = Watched()
+    writer = EveWriter(stream, each=False)
+    for record in RECORDS:
+        writer.write(record)
+    assert stream.getvalue() == ""
+    writer.flush()
+    assert stream.flushed == len(stream.getvalue())
+    assert stream.getvalue().splitlines() == log_of(RECORDS)
+    writer.flush()
+    assert len(stream.getvalue().splitlines()) == len(RECORDS)
+
+
+def test_only_so_many_lines_wait() -> None:
+    stream = Watched()
+    writer = EveWriter(stream, each=False)
+    for _ in range(2000):
+        writer.write(RECORDS[0])
+    assert len(stream.getvalue().splitlines()) in range(1000, 2000)
+
+
 @given(st.integers(min_value=0, max_value=4_000_000_000_000_000))
 def test_timestamps_keep_their_microseconds(microseconds: int) -> None:
     text = timestamp(microseconds / 1_000_000)

@@ -124,3 +124,14 @@ def test_blocks_are_whole_words_long(data: bytes, comment: str, injected: bool) 
     assert len(block) % 4 == 0
     assert block[4:8] == block[-4:] == len(block).to_bytes(4, "little")
     assert block[28 : 28 + len(data)] == data
+
+
+def test_packets_that_may_wait_go_out_together() -> None:
+    at_once, together = io.BytesIO(), io.BytesIO()
+    writers = PcapngWriter(at_once), PcapngWriter(together, each=False)
+    for number in range(5):
+        for writer in writers:
+            writer.write(bytes([0x45, number]), 1.0, came_from=None)
+    assert together.getvalue() == b""
+    writers[1].flush()
+    assert together.getvalue() == at_once.getvalue()
