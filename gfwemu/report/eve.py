@@ -157,7 +157,7 @@ class EveWriter:
         """head: members as text, without braces."""
         if not self._strict:
             event["censor"] = censor
-        self._lines.append(f"{{{head},{_encode(event)[1:]}\n")
+        self._lines.append(f"{{{head},{_encode(event)[1:]}\n" if event else f"{{{head}}}\n")
         if self._each or len(self._lines) >= _MOST_LINES:
             self.flush()
 
@@ -208,7 +208,6 @@ def _present(**members: Json) -> Object:
     return {name: value for name, value in members.items() if value not in ("", None, [], {})}
 
 
-@lru_cache(maxsize=1024)
 def _alert(rule: str, action: str, **metadata: str) -> Object:
     known: Object = {name: [text] for name, text in {"rule": rule, "rule_action": action, **metadata}.items() if text}
     return {
@@ -223,7 +222,6 @@ def _alert(rule: str, action: str, **metadata: str) -> Object:
     }
 
 
-@lru_cache(maxsize=256)
 def _verdict(action: str, placement: Placement, towards: str) -> Object:
     if action == "pass":
         return {"action": "pass"}
@@ -253,8 +251,6 @@ def _evidence(evidence: Evidence) -> Object:
 def _rule_hit(hit: RuleHit) -> Event:
     event: Object = {}
     placement = hit.placement.value
-    event["alert"] = _alert(hit.rule, hit.action, cite=hit.cite, observed=hit.observed, placement=placement)
-    event["verdict"] = _verdict(hit.action, hit.placement, hit.towards)
     kind, content = protocol_object(protocol_of(hit.flow.protocol, hit.facts), hit.facts)
     if kind != "metadata":
         event[kind] = content
@@ -272,7 +268,15 @@ def _rule_hit(hit: RuleHit) -> Event:
         place=hit.place,
         residual_seconds=hit.residual_seconds or None,
     )
-    return _common(hit.time, "alert", hit.flow, hit.direction), event, censor
+    ordered = _ordered(hit.rule, hit.action, hit.cite, hit.observed, hit.placement, hit.towards)
+    return f"{_common(hit.time, 'alert', hit.flow, hit.direction)},{ordered}", event, censor
+
+
+@lru_cache(maxsize=1024)
+def _ordered(rule: str, action: str, cite: str, observed: str, placement: Placement, towards: str) -> str:
+    """What the alert says of the rule alone, as members."""
+    alert = _alert(rule, action, cite=cite, observed=observed, placement=placement.value)
+    return _encode({"alert": alert, "verdict": _verdict(action, placement, towards)})[1:-1]
 
 
 def _residual_hit(hit: ResidualHit) -> Event:
