@@ -5,9 +5,11 @@ from __future__ import annotations
 from gfwemu.dissect.dissector import Dissector
 from gfwemu.dissect.dns import DNS_TCP, DNS_UDP
 from gfwemu.dissect.fields import Field
+from gfwemu.dissect.ftp import FTP
 from gfwemu.dissect.http1 import HTTP1
 from gfwemu.dissect.openvpn import OPENVPN_TCP, OPENVPN_UDP
 from gfwemu.dissect.quic import QUIC
+from gfwemu.dissect.smtp import SMTP
 from gfwemu.dissect.tls import TLS
 from gfwemu.dissect.wireguard import WIREGUARD
 
@@ -17,6 +19,8 @@ DISSECTORS: tuple[Dissector, ...] = (
     HTTP1,
     TLS,
     QUIC,
+    FTP,
+    SMTP,
     OPENVPN_UDP,
     OPENVPN_TCP,
     WIREGUARD,

@@ -36,6 +36,10 @@ _SPELLINGS: dict[str, Callable[[str], str]] = {
     "tls.ja3": str.lower,
     "tls.ja4": str.lower,
     "quic.ja4": str.lower,
+    "ftp.command": str.upper,
+    "smtp.command": str.upper,
+    "smtp.mail_from": str.lower,
+    "smtp.rcpt_to": str.lower,
 }
 """How dissectors spell these; rule files may spell them as they like."""
 

@@ -58,10 +58,12 @@ def test_names_and_transports() -> None:
     assert sorted(name_of(entry) for entry in DISSECTORS) == [
         "dns-17",
         "dns-6",
+        "ftp-6",
         "http-6",
         "openvpn-17",
         "openvpn-6",
         "quic-17",
+        "smtp-6",
         "tls-6",
         "wireguard-17",
     ]
@@ -69,8 +71,8 @@ def test_names_and_transports() -> None:
 
 def test_dissectors_by_name() -> None:
     assert [name_of(entry) for entry in dissector("dns")] == ["dns-17", "dns-6"]
-    with pytest.raises(KeyError, match="smtp"):
-        dissector("smtp")
+    with pytest.raises(KeyError, match="imap"):
+        dissector("imap")
 
 
 def test_fields() -> None:

@@ -12,6 +12,7 @@ from gfwemu.errors import RulesError
 from gfwemu.model import Placement, address_bytes
 from gfwemu.rules.actions import Drop, Reset, Residual
 from gfwemu.rules.compiled import Scope
+from gfwemu.rules.fields import dissector_transports
 from gfwemu.rules.load import load, load_rules
 from gfwemu.rules.quantities import Varied
 
@@ -109,8 +110,8 @@ def test_any_makes_one_rule_for_each_alternative(tmp_path: Path) -> None:
         ("{}", Scope.FLOW, set()),
         ("{ip.server: 192.0.2.1, tls.sni: a.example}", Scope.MESSAGE, {"tls"}),
         ("{protocol: [openvpn, wireguard]}", Scope.MESSAGE, {"openvpn", "wireguard"}),
-        ("{protocol: unknown}", Scope.MESSAGE, {"dns", "http", "openvpn", "quic", "tls", "wireguard"}),
-        ("{protocol: {not: tls}}", Scope.MESSAGE, {"dns", "http", "openvpn", "quic", "tls", "wireguard"}),
+        ("{protocol: unknown}", Scope.MESSAGE, set(dissector_transports())),
+        ("{protocol: {not: tls}}", Scope.MESSAGE, set(dissector_transports())),
         ("{tls.sni: a.example, count.packets: '>5'}", Scope.PACKET, {"tls"}),
     ],
 )
