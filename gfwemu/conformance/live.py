@@ -1,16 +1,251 @@
-"""Runs cases with real packets in a lab."""
+"""Runs cases with real packets in a lab: many at a time, each between addresses of its own."""
 
 from __future__ import annotations
 
+import asyncio
+import subprocess
+import time
 from collections.abc import Callable, Sequence
+from ipaddress import ip_network
 from pathlib import Path
 
+from gfwemu.conformance.addresses import HAND_MADE, SERVERS, Addresses
 from gfwemu.conformance.cases import Case
-from gfwemu.conformance.result import Result
-from gfwemu.errors import UsageError
+from gfwemu.conformance.play import Outcome, Play
+from gfwemu.conformance.replay import lab_path
+from gfwemu.conformance.result import FAIL, INCONCLUSIVE, PASS, Result, judge
+from gfwemu.conformance.servers import Servers
+from gfwemu.conformance.sockets import NodeSockets, Wire
+from gfwemu.conformance.stage import Ended, InconclusiveError
+from gfwemu.conformance.trace import Trace, seen
+from gfwemu.model import FiveTuple, Side, address_bytes
+from gfwemu.netlab.errors import LabError
+from gfwemu.netlab.lab import Lab
+from gfwemu.netlab.topology import Topology, load_topology
+
+_NODES = {Side.INSIDE: "client", Side.OUTSIDE: "internet"}
+_REST = 0.5
+_AGAIN = 2
+"""How often a failed case is played again before it counts as failed."""
+_PROGRAM_ADDRESSES = [f"192.0.2.{number}" for number in range(11, 32)]
 
 
 def play_live(
     path: Path, cases: Sequence[Case], *, time_scale: float, jobs: int, on_result: Callable[[Result], None]
 ) -> list[Result]:
-    raise UsageError("cases cannot be played in a lab yet; say --replay.")
+    """The results in the order of the cases. Raises what building a lab raises."""
+    with Lab(_topology(cases), rules=[path], time_scale=time_scale) as lab:
+        return asyncio.run(_play(lab, cases, time_scale, jobs, on_result))
+
+
+def _topology(cases: Sequence[Case]) -> Topology:
+    """The default lab with addresses for everybody who takes part."""
+    topology = load_topology("default")
+    outside = [str(host) for network in SERVERS[Side.OUTSIDE] for host in _hosts(network)]
+    outside += [text for case in cases for text in _named_servers(case)]
+    inside = [*_PROGRAM_ADDRESSES, *(str(host) for host in _hosts(SERVERS[Side.INSIDE][0]))]
+    inside_v6 = [str(host) for host in _hosts(SERVERS[Side.INSIDE][1])]
+    taken = {address for site in topology.internet.sites if site.listen for address in site.addresses}
+    internet = topology.internet.model_copy(
+        update={"addresses": (*topology.internet.addresses, *(one for one in outside if one not in taken))}
+    )
+    client = (*topology.client, *(f"{one}/25" for one in inside), *(f"{one}/64" for one in inside_v6))
+    return topology.model_copy(update={"internet": internet, "client": client})
+
+
+def _hosts(network: str) -> list[object]:
+    return list(ip_network(network).hosts())
+
+
+def _named_servers(case: Case) -> list[str]:
+    """Addresses and networks that a script spells out."""
+    found: list[str] = []
+    for step in case.steps:
+        spec = step.connect or step.udp
+        wanted = spec.server if spec is not None and spec.from_ == "inside" else step.server
+        if wanted.split("/")[0].count(".") == 3 or ":" in wanted:
+            found += map(str, _hosts(wanted)) if "/" in wanted else [wanted]
+    return found
+
+
+async def _play(
+    lab: Lab, cases: Sequence[Case], time_scale: float, jobs: int, on_result: Callable[[Result], None]
+) -> list[Result]:
+    world = LabWorld(lab, time_scale)
+    slots = asyncio.Semaphore(jobs)
+
+    async def repetition(case: Case, number: int) -> Outcome:
+        async with slots:
+            stage = LabStage(world)
+            try:
+                return await Play(case, stage, number).run()
+            except LabError as error:
+                return Outcome(inconclusive=str(error))
+            finally:
+                await stage.leave()
+
+    async def whole(case: Case) -> Result:
+        result = judge(case, await asyncio.gather(*(repetition(case, number) for number in range(case.repeat))))
+        if result.verdict == FAIL and case.rate is None:
+            result = await again(case, result)
+        if world.lost() and result.verdict == FAIL:
+            result = Result(case, INCONCLUSIVE, "the capture lost packets", result.wrong)
+        on_result(result)
+        return result
+
+    async def again(case: Case, result: Result) -> Result:
+        """A busy machine makes packets late: what fails must fail each time."""
+        for number in range(_AGAIN):
+            other = judge(case, [await repetition(case, case.repeat + number)])
+            if other.verdict == PASS:
+                return Result(case, INCONCLUSIVE, f"failed once, then passed: {'; '.join(result.wrong)}", result.wrong)
+        return result
+
+    try:
+        # The longest first: the others fit in beside them.
+        started = {case.id: asyncio.create_task(whole(case)) for case in sorted(cases, key=_length, reverse=True)}
+        return [await started[case.id] for case in cases]
+    finally:
+        world.close()
+
+
+def _length(case: Case) -> float:
+    return max((step.at or 0.0 for step in case.steps), default=0.0) + sum(step.wait or 0.0 for step in case.steps)
+
+
+class LabWorld:
+    """A lab with both ends in our hands."""
+
+    def __init__(self, lab: Lab, time_scale: float) -> None:
+        self.lab = lab
+        self.scale = time_scale
+        self.path = lab_path()
+        self.addresses = Addresses()
+        self._programs = list(_PROGRAM_ADDRESSES)
+        self._stages: dict[bytes, LabStage] = {}
+        self._lost = 0
+        loop = asyncio.get_running_loop()
+        self._loop = loop
+        self._nodes = {side: NodeSockets(lab, name) for side, name in _NODES.items()}
+        self.wires: dict[Side, Wire] = {side: node.wire("eth0") for side, node in self._nodes.items()}
+        self.servers = {side: Servers(node, loop) for side, node in self._nodes.items()}
+        self._find_gateways()
+        self._lead_hand_made_home()
+        for side, wire in self.wires.items():
+            loop.add_reader(wire.link, self._take, side, wire)
+
+    def _find_gateways(self) -> None:
+        for side, node, interface in ((Side.INSIDE, "access", "inside"), (Side.OUTSIDE, "transit", "outside")):
+            router = NodeSockets(self.lab, node)
+            link = router.wire(interface)
+            self.wires[side].gateway = link.hardware_address
+            link.close()
+            router.close()
+
+    def _lead_hand_made_home(self) -> None:
+        """The client's kernel gets what is for the hand-made addresses, and throws it away: it does not forward."""
+        v4, v6 = HAND_MADE[Side.INSIDE]
+        for network, via in ((v4, "192.0.2.10"), (v6, "2001:db8:1::10")):
+            done = self.lab.exec("access", ["ip", "route", "replace", network, "via", via], timeout=10, as_root=True)
+            if done.returncode:
+                raise LabError(f"The lab's access has no way to {network}: {done.stderr.decode().strip()}.")
+
+    def close(self) -> None:
+        for wire in self.wires.values():
+            self._loop.remove_reader(wire.link)
+            wire.close()
+        for servers in self.servers.values():
+            servers.close()
+        for node in self._nodes.values():
+            node.close()
+
+    def lost(self) -> int:
+        self._lost += sum(wire.lost() for wire in self.wires.values())
+        return self._lost
+
+    def register(self, address: bytes, stage: LabStage) -> None:
+        self._stages[address] = stage
+
+    def unregister(self, address: bytes) -> None:
+        self._stages.pop(address, None)
+
+    def program_address(self) -> str:
+        """The one that was used least recently."""
+        self._programs.append(self._programs.pop(0))
+        return self._programs[-1]
+
+    def _take(self, side: Side, wire: Wire) -> None:
+        while (came := wire.receive()) is not None:
+            data, at, sent = came
+            one = seen(data, at, side, sent=sent)
+            if one is None:
+                continue
+            stage = self._stages.get(one.packet.src) or self._stages.get(one.packet.dst)
+            if stage is not None:
+                stage.trace.packets.append(one)
+
+
+class LabStage:
+    """A repetition in the lab."""
+
+    def __init__(self, world: LabWorld) -> None:
+        self._world = world
+        self.path = world.path
+        self.scale = world.scale
+        self.trace = Trace()
+        self._clients: list[tuple[Side, bytes]] = []
+        self._programs: list[bytes] = []
+
+    @property
+    def now(self) -> float:
+        return time.time()
+
+    async def leave(self) -> None:
+        """What is still under way must not meet whoever gets the addresses next."""
+        await asyncio.sleep(_REST)
+        for side, address in self._clients:
+            self._world.unregister(address)
+            self._world.addresses.give_back(side, address)
+        for address in self._programs:
+            self._world.unregister(address)
+
+    async def sleep(self, seconds: float) -> None:
+        await asyncio.sleep(seconds)
+
+    def client(self, side: Side, *, ipv6: bool) -> bytes:
+        address = self._world.addresses.client(side, ipv6=ipv6)
+        self._clients.append((side, address))
+        self._world.register(address, self)
+        return address
+
+    def server(self, side: Side, client: bytes, wanted: str) -> bytes:
+        return self._world.addresses.server(side, client, wanted)
+
+    def serve(self, side: Side, address: bytes, port: int, proto: int) -> None:
+        self._world.servers[side].serve(address, port, proto)
+
+    def emit(self, side: Side, data: bytes) -> None:
+        self._world.wires[side].send(data)
+
+    def received(self, flow: FiveTuple) -> bytes:
+        return self._server_of(flow).received(flow)
+
+    def answer(self, flow: FiveTuple, data: bytes) -> bool:
+        return self._server_of(flow).answer(flow, data)
+
+    def _server_of(self, flow: FiveTuple) -> Servers:
+        return self._world.servers[self._world.addresses.side_of(flow.dst)]
+
+    async def program(self, argv: list[str], timeout: float) -> Ended:
+        address = self._world.program_address()
+        packed = address_bytes(address)
+        self._programs.append(packed)
+        self._world.register(packed, self)
+        command = [part.replace("{client}", address) for part in argv]
+        try:
+            done = await asyncio.to_thread(self._world.lab.exec, "client", command, timeout=timeout)
+        except subprocess.TimeoutExpired as late:
+            return Ended(None, (late.stdout or b"").decode(errors="replace"))
+        if done.returncode == 127:
+            raise InconclusiveError(f"the program {command[0]} is missing")
+        return Ended(done.returncode, (done.stdout + done.stderr).decode(errors="replace"))

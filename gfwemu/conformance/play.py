@@ -147,6 +147,8 @@ class Play:
             await self._stage.sleep(0.01)
         elif spec.handshake == "full":
             await self._await_answer(channel)
+            if channel.outcome == "timeout" and len(self._channels) == 1 and not self._asks_for_connection:
+                raise InconclusiveError("the handshake never ended")
             if channel.outcome == "ok":
                 channel.handshake_done()
                 channel.acknowledge()
@@ -155,6 +157,11 @@ class Play:
             await self._stage.sleep(self._round_trip)
             channel.pump()
         return channel
+
+    @property
+    def _asks_for_connection(self) -> bool:
+        expectations = [step.expect for step in self._case.steps] + [self._case.expect]
+        return any(one is not None and one.connection is not None for one in expectations)
 
     async def _await_answer(self, channel: Channel) -> None:
         """Until the SYN/ACK, a reset, or, where the SYN got lost, a second."""
