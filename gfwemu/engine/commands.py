@@ -51,7 +51,7 @@ class SetTimer:
 class Watch:
     """Packets between these endpoints must be queued for `seconds`, offloaded or not: a residual block began.
 
-    Ports are None where the key leaves them out. Refreshing is a new Watch.
+    Ports are None where the key leaves them out, and the client is empty where it is any. Refreshing is a new Watch.
     """
 
     client: bytes

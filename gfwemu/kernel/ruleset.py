@@ -34,7 +34,8 @@ _ICMP_CODES = {
     "port": "port-unreachable",
     "admin_prohibited": "admin-prohibited",
 }
-_KEYS = ((2, ""), (3, " . inet_proto . inet_service"), (4, " . inet_proto . inet_service . inet_service"))
+_PORT = " . inet_proto . inet_service"
+_KEYS = ((0, ""), (1, _PORT), (2, ""), (3, _PORT), (4, f"{_PORT} . inet_service"))
 _CHAINS = (
     "to_queue",
     "watched",
@@ -83,7 +84,8 @@ class Lifetimes:
 
 
 def watch_set(version: int, length: int) -> str:
-    """The name of the set for keys of that many parts (2: addresses, 3: and server port, 4: and client port)."""
+    """The name of the set for keys of that many parts (2: addresses, 3: and server port, 4: and client port; 0: the
+    server's address, 1: and its port)."""
     return f"watch{length}_v{version}"
 
 
@@ -98,8 +100,9 @@ def frame_text(table: str, ends: Ends, limit: int) -> str:
     lines = [f"table inet {table} {{"]
     for _, kind, version in _FAMILIES:
         for length, more in _KEYS:
+            addresses = kind if length < 2 else f"{kind} . {kind}"
             lines.append(
-                f"set {watch_set(version, length)} {{ type {kind} . {kind}{more}; flags timeout; size {WATCH_LIMIT}; }}"
+                f"set {watch_set(version, length)} {{ type {addresses}{more}; flags timeout; size {WATCH_LIMIT}; }}"
             )
     lines.append(f"set offloaded {{ typeof ct id; flags dynamic,timeout; size {limit}; }}")
     lines += [f"chain {name} {{ }}" for name in (*_CHAINS, "fragments")]
@@ -152,7 +155,7 @@ def content_text(table: str, plan: KernelPlan, generation: int, lifetimes: Lifet
     lines += ["chain settle {", *_settle(generation, lifetimes), "}"]
     for chain, to_server in (("to_server", True), ("to_client", False)):
         lines.append(f"chain {chain} {{")
-        lines += _watched(to_server)
+        lines += _watched(plan, to_server)
         for number, rule in enumerate(plan.rules):
             lines += _rule(rule, counter_name(number, generation), to_server)
         lines += ["goto by_mark", "}"]
@@ -234,9 +237,12 @@ def _merged(ports: tuple[tuple[int, int], ...]) -> list[tuple[int, int]]:
     return merged
 
 
-def _watched(to_server: bool) -> Iterator[str]:
+def _watched(plan: KernelPlan, to_server: bool) -> Iterator[str]:
     client, server = ("s", "d") if to_server else ("d", "s")
     for family, _, version in _FAMILIES:
+        if plan.server_blocks:
+            yield f"{family} {server}addr @{watch_set(version, 0)} goto to_queue"
+            yield f"{family} {server}addr . meta l4proto . th {server}port @{watch_set(version, 1)} goto to_queue"
         key = f"{family} {client}addr . {family} {server}addr"
         yield f"{key} @{watch_set(version, 2)} goto to_queue"
         key += f" . meta l4proto . th {server}port"

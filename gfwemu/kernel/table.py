@@ -205,18 +205,18 @@ class Table:
         client_port: int | None,
         seconds: float,
     ) -> bool:
-        """Packets between these endpoints are queued for so long, whatever was offloaded.
+        """Packets between these endpoints are queued for so long, whatever was offloaded. An empty client: any.
 
         A second call for the same endpoints starts the time anew. False, and counted, where the kernel's set is full.
         """
         key = client + server
-        length = 2
+        length = 2 if client else 0
         if server_port is not None:
-            length = 3 if client_port is None else 4
+            length += 1 if client_port is None else 2
             key += struct.pack("!B3xH2x", proto, server_port)
             if client_port is not None:
                 key += struct.pack("!H2x", client_port)
-        name = watch_set(4 if len(client) == 4 else 6, length)
+        name = watch_set(4 if len(server) == 4 else 6, length)
         # A set's timeouts have a resolution of milliseconds, and 0 means for ever.
         milliseconds = max(1, math.ceil(min(seconds, _LONGEST_WATCH) * 1000))
         bare = attribute(_ELEMENT_KEY | 0x8000, attribute(_DATA_VALUE, key))

@@ -37,6 +37,7 @@ class KernelRule:
 @dataclass(frozen=True, slots=True)
 class KernelPlan:
     """`offload`: decided flows may be answered by connection mark. `fail_open`: a full queue lets packets pass.
+    `server_blocks`: residual blocks may be of a server for all clients.
 
     `track_fragments` False: fragments are taken out before the kernel reassembles them, because the engine reads
     them by the censor's own policy.
@@ -46,6 +47,7 @@ class KernelPlan:
     offload: bool = True
     fail_open: bool = True
     track_fragments: bool = False
+    server_blocks: bool = False
 
 
 _KERNEL_FIELDS = frozenset({"ip.server", "ip.any", "ip.client", "port.server", "transport"})
@@ -104,6 +106,7 @@ def compile_plan(rules: RuleSet) -> KernelPlan:
         rules=tuple(kernel),
         fail_open=rules.fail_open,
         track_fragments=all(rule.index in decided for rule in rules.rules),
+        server_blocks=any(rule.residual is not None and rule.residual.spans_clients for rule in rules.rules),
     )
 
 

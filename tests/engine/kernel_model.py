@@ -93,7 +93,7 @@ def _connection(packet: Packet) -> frozenset[tuple[bytes, int]]:
 
 def _covers(watch: Watch, key: FiveTuple) -> bool:
     return any(
-        way.src == watch.client
+        watch.client in (b"", way.src)
         and way.dst == watch.server
         and (watch.server_port is None or (way.dport == watch.server_port and way.proto == watch.proto))
         and (watch.client_port is None or way.sport == watch.client_port)

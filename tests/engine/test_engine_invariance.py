@@ -125,19 +125,19 @@ def test_the_kernel_gives_every_packet_the_engines_own_verdict(
 @st.composite
 def blocks(draw: st.DrawFn) -> CompiledRule:
     residual = {
-        "key": draw(st.sampled_from(["2tuple", "3tuple", "4tuple"])),
+        "key": draw(st.sampled_from(["2tuple", "3tuple", "4tuple", "server", "server_port"])),
         "seconds": draw(st.sampled_from([1, "1-3"])),
         "refresh": draw(st.booleans()),
         "action": "drop",
         "direction": draw(st.sampled_from(["both", "to_server", "to_client"])),
-        "probability": draw(st.sampled_from([1.0, 0.5])),
+        "probability": draw(st.sampled_from([1.0, {"value": 0.5, "per": "endpoints"}, 0.5])),
         "after": draw(st.sampled_from([0, 0.4])),
     }
     action, parameters = draw(st.sampled_from([("drop", {}), ("drop", {"direction": "to_server"}), ("poison", {})]))
     return rule(action, {"dns.qname": "b.example"}, residual=residual, **parameters)
 
 
-ENDS = [UdpTalk(client_port=1), UdpTalk(client_port=2), UdpTalk(client_port=2, port=54)]
+ENDS = [UdpTalk(client_port=1), UdpTalk(client_port=2), UdpTalk(client_port=2, port=54), UdpTalk("192.0.2.11")]
 CALLS = st.tuples(
     st.sampled_from(
         [way(payload) for talk in ENDS for way in (talk.to_server, talk.to_client) for payload in (b"x", QUERY)]
