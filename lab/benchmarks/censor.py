@@ -5,6 +5,7 @@ from __future__ import annotations
 import contextlib
 import os
 import re
+import signal
 import subprocess
 import sys
 import time
@@ -16,6 +17,7 @@ from gfwemu.netlab.lab import Lab
 
 _TICKS = os.sysconf("SC_CLK_TCK")
 _READY = "gfwemu: ready:"
+_RELOADED = b"gfwemu: reloaded:"
 _FAULT = "the engine failed"
 _LONGEST_START = 120.0
 _LONGEST_STOP = 60.0
@@ -29,10 +31,23 @@ class MeasureError(Exception):
 
 @dataclass(frozen=True, slots=True)
 class Censor:
-    """A running daemon. start_seconds: from its start until it was ready."""
+    """A running daemon. start_seconds: from its start until it was ready. log: what it says."""
 
     pid: int
-    start_seconds: float
+    start_seconds: float = 0.0
+    log: Path | None = None
+
+    def reload(self, patience: float) -> float:
+        """Has it load its rules anew; returns how many seconds that took. Raises MeasureError where it did not."""
+        assert self.log is not None
+        before = self.log.read_bytes().count(_RELOADED)
+        began = time.perf_counter()
+        os.kill(self.pid, signal.SIGHUP)
+        while self.log.read_bytes().count(_RELOADED) == before:
+            if time.perf_counter() - began > patience:
+                raise MeasureError(f"the rules were not reloaded: {_end_of(self.log)}")
+            time.sleep(_POLL)
+        return time.perf_counter() - began
 
     def cpu(self) -> float:
         """CPU seconds so far."""
@@ -71,7 +86,7 @@ def censoring(lab: Lab, rules: Path, folder: Path, profile: Path | None = None) 
                 raise MeasureError(f"the daemon did not start: {_end_of(log)}")
             time.sleep(_POLL)
         seconds = time.perf_counter() - began
-        yield Censor(_child(process.pid), seconds)
+        yield Censor(_child(process.pid), seconds, log)
         if process.poll() is not None:
             raise MeasureError(f"the daemon ended while it was measured: {_end_of(log)}")
     finally:

@@ -18,6 +18,7 @@ from gfwemu.netlab.lab import Lab
 from gfwemu.netlab.topology import load_topology
 
 TRAFFIC = Path(__file__).resolve().parent / "traffic"
+_LAST_WORDS = 30.0
 _QUEUES = "/proc/net/netfilter/nfnetlink_queue"
 
 
@@ -90,6 +91,28 @@ class Stage:
             process.wait()
             process.stdout.close()
 
+    @contextlib.contextmanager
+    def talking(self, script: str, *arguments: object) -> Iterator[dict[str, Any]]:
+        """A traffic program on the client while the block runs; after that, what it said is in the dict."""
+        argv = _command(script, arguments)
+        process = self.lab.popen("client", argv, stdin=subprocess.PIPE, stdout=subprocess.PIPE, stderr=subprocess.PIPE)
+        found: dict[str, Any] = {}
+        assert process.stdin is not None
+        assert process.stdout is not None
+        try:
+            process.stdout.readline()
+            yield found
+            out, err = process.communicate(timeout=_LAST_WORDS)
+            if process.returncode:
+                raise MeasureError(f"{script} failed: {err.decode(errors='replace').strip()[-500:]}")
+            found.update(json.loads(out))
+        finally:
+            process.kill()
+            process.wait()
+            for stream in (process.stdin, process.stdout, process.stderr):
+                if stream is not None:
+                    stream.close()
+
     def traffic(self, script: str, *arguments: object, timeout: float, node: str = "client") -> dict[str, Any]:
         """What a traffic program says at its end."""
         return self.json(_command(script, arguments), timeout=timeout, node=node)
@@ -157,6 +180,10 @@ class Bench:
     def profile(self) -> Path:
         scale = self.scale
         return self.kept("big", lambda path: workload.write_profile(path, scale.names, scale.networks)) / "rules.yaml"
+
+    def huge_profile(self) -> Path:
+        scale, write = self.scale, workload.write_profile
+        return self.kept("huge", lambda path: write(path, scale.huge_names, scale.huge_networks)) / "rules.yaml"
 
     def hellos(self) -> Path:
         """ClientHellos with allowed names, each with its own."""

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 from benchmarks.figures import Figure, Rounds, Target
 from benchmarks.stage import Bench
-from benchmarks.workload import write_profile
 
 NAME = "load"
 
@@ -12,9 +11,8 @@ NAME = "load"
 def measure(bench: Bench) -> list[Figure]:
     rounds = Rounds()
     scale = bench.scale
-    folder = bench.kept("huge", lambda path: write_profile(path, scale.huge_names, scale.huge_networks))
     for _ in range(scale.rounds):
-        with bench.censored(folder / "rules.yaml") as stage:
+        with bench.censored(bench.huge_profile()) as stage:
             censor = stage.censor
             assert censor is not None
             rounds.add(seconds=censor.start_seconds, cpu=censor.cpu())

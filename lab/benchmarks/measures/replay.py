@@ -50,7 +50,7 @@ def _replay(capture: bytes, count: int, rules: Path, rounds: Rounds) -> None:
         # It says itself why it ended early.
         with contextlib.suppress(BrokenPipeError):
             _write_all(process, capture[:held])
-            started, cpu = time.perf_counter(), Censor(process.pid, 0.0).cpu()
+            started, cpu = time.perf_counter(), Censor(process.pid).cpu()
             _write_all(process, capture[held:])
         out, err = process.communicate()
         ended = time.perf_counter()
