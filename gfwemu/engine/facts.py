@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import math
+from collections import Counter
 from collections.abc import Callable, Sequence
 from typing import Any
 
@@ -83,6 +85,12 @@ def popcount(payload: bytes) -> float:
     return int.from_bytes(payload, "big").bit_count() / len(payload)
 
 
+def entropy(payload: bytes) -> float:
+    """Shannon entropy of the distribution of byte values, in bits per byte, 0 to 8."""
+    size = len(payload)
+    return math.log2(size) - sum(count * math.log2(count) for count in Counter(payload).values()) / size
+
+
 FLOW_FIELDS = frozenset(
     {
         "ip.client",
@@ -127,9 +135,11 @@ PACKET_FIELDS: dict[str, Callable[[PacketView], Fact | None]] = {
     "packet.length": lambda view: len(view.packet.raw),
     "payload.number": lambda view: view.flow.payloads[direction_index(view.direction)] if view.packet.payload else None,
     "payload.length": _of_payload(len),
+    "payload.length_mod16": _of_payload(lambda payload: len(payload) % 16),
     "payload.bytes": _of_payload(bytes),
     "payload.contains": _of_payload(bytes),
     "payload.popcount": _of_payload(popcount),
+    "payload.entropy": _of_payload(entropy),
     "payload.printable": _of_payload(printable_fraction),
     "payload.printable_run": _of_payload(printable_run),
     "payload.printable_prefix": _of_payload(printable_prefix),

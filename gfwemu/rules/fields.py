@@ -79,9 +79,20 @@ ENGINE_FIELDS: tuple[RuleField, ...] = (
     _packet(Field("packet.length", _K.NUMBER, "IP length of this packet in bytes", ">1200")),
     _packet(Field("payload.number", _K.NUMBER, "ordinal, from 1, of this payload in its direction", "1")),
     _packet(Field("payload.length", _K.NUMBER, "payload bytes of this packet", ">=411")),
-    _packet(Field("payload.bytes", _K.BYTES, "bytes at an offset; ?? is any byte", "{offset: 1, hex: 00 00 00 01}")),
+    _packet(Field("payload.length_mod16", _K.NUMBER, "payload bytes of this packet modulo 16", "9")),
+    _packet(
+        Field(
+            "payload.bytes",
+            _K.BYTES,
+            "bytes at an offset, as `hex` (?? is any byte, 00-09 one of these) or as `text`",
+            "{offset: 0, hex: 16 03 00-04}",
+        )
+    ),
     _packet(Field("payload.contains", _K.BYTES, "text, or {hex:}, anywhere in the payload", "falun")),
     _packet(Field("payload.popcount", _K.NUMBER, "one-bits per byte of the payload, 0 to 8", "3.4-4.6")),
+    _packet(
+        Field("payload.entropy", _K.NUMBER, "Shannon entropy of the payload's bytes, in bits per byte, 0 to 8", ">=7")
+    ),
     _packet(Field("payload.printable", _K.NUMBER, "fraction of bytes that are printable ASCII, 0 to 1", "<=0.5")),
     _packet(Field("payload.printable_run", _K.NUMBER, "longest run of printable ASCII bytes", "<=20")),
     _packet(Field("payload.printable_prefix", _K.NUMBER, "printable ASCII bytes at the start", "<6")),

@@ -97,34 +97,56 @@ def check_regex(text: str) -> None:
         raise ValueError(f"not a regular expression: {reason}{hint}") from None
 
 
+_BYTE = re.compile(r"[0-9a-fA-F]{2}-[0-9a-fA-F]{2}|\?\?|[0-9a-fA-F]{2}|\S")
+
+
 @dataclass(frozen=True, slots=True)
 class BytePattern:
-    """Bytes at one of the offsets `first` to `last`; `mask` is 0 where any byte may stand."""
+    """Bytes at one of the offsets `first` to `last`; `mask` is 0 where any byte may stand, or one of `ranges`.
+
+    ranges: (index in the pattern, lowest byte, highest byte).
+    """
 
     first: int
     last: int
     value: bytes
     mask: bytes
     text: str
+    ranges: tuple[tuple[int, int, int], ...] = ()
 
     @classmethod
     def parse(cls, hex_text: str, first: int, last: int) -> BytePattern:
-        """From pairs of hex digits or `??`. Raises ValueError with the reason."""
-        pairs = re.findall(r"\?\?|[0-9a-fA-F]{2}|\S", hex_text)
-        if not pairs or any(len(pair) != 2 for pair in pairs):
+        """From pairs of hex digits, ranges of them such as `00-09`, or `??`. Raises ValueError with the reason."""
+        pairs = _BYTE.findall(hex_text)
+        if not pairs or any(len(pair) == 1 for pair in pairs):
             raise ValueError(f"'{hex_text[:60]}' is not hex: write pairs of digits, or ?? for any byte")
         if all(pair == "??" for pair in pairs):
             raise ValueError("a pattern of nothing but ?? says nothing")
-        value = bytes(0 if pair == "??" else int(pair, 16) for pair in pairs)
-        mask = bytes(0 if pair == "??" else 0xFF for pair in pairs)
-        where = str(first) if first == last else f"{first}-{last}"
-        return cls(first, last, value, mask, f"{' '.join(pairs).lower()} at {where}")
+        ranges = tuple((index, int(pair[:2], 16), int(pair[3:], 16)) for index, pair in enumerate(pairs) if "-" in pair)
+        for index, low, high in ranges:
+            if low > high:
+                raise ValueError(f"the range '{pairs[index]}' runs backwards")
+        value = bytes(int(pair, 16) if pair.isalnum() else 0 for pair in pairs)
+        mask = bytes(0xFF if pair.isalnum() else 0 for pair in pairs)
+        return cls(first, last, value, mask, f"{' '.join(pairs).lower()} at {_where(first, last)}", ranges)
+
+    @classmethod
+    def of_text(cls, text: str, first: int, last: int) -> BytePattern:
+        """The text's UTF-8 bytes."""
+        value = text.encode()
+        return cls(first, last, value, b"\xff" * len(value), f"'{text}' at {_where(first, last)}")
 
     def found_in(self, data: bytes) -> bool:
         size = len(self.value)
         wanted = int.from_bytes(self.value, "big")
         mask = int.from_bytes(self.mask, "big")
         for offset in range(self.first, min(self.last, len(data) - size) + 1):
-            if int.from_bytes(data[offset : offset + size], "big") & mask == wanted:
+            if int.from_bytes(data[offset : offset + size], "big") & mask == wanted and all(
+                low <= data[offset + index] <= high for index, low, high in self.ranges
+            ):
                 return True
         return False
+
+
+def _where(first: int, last: int) -> str:
+    return str(first) if first == last else f"{first}-{last}"

@@ -246,19 +246,24 @@ class ValueReader:
         if not isinstance(node, Mapping):
             self._problem(node.place, f"'{entry.name}': expected {{offset: 0, hex: 16 03 ??}}, found {describe(node)}")
             return None
-        if not self._keys(entry, node, ("offset", "hex")):
+        if not self._keys(entry, node, ("offset", "hex", "text")):
             return None
-        offset, hex_text = node.get("offset"), node.get("hex")
-        if not isinstance(offset, Scalar) or not isinstance(hex_text, Scalar):
+        offset, hex_text, text = node.get("offset"), node.get("hex"), node.get("text")
+        content = text if hex_text is None else hex_text
+        if not isinstance(offset, Scalar) or not isinstance(content, Scalar) or None not in (hex_text, text):
             self._problem(
-                node.place, f"'{entry.name}' needs both 'offset' and 'hex', as in {{offset: 0, hex: 16 03 ??}}"
+                node.place,
+                f"'{entry.name}' needs 'offset' and one of 'hex' and 'text', as in {{offset: 0, hex: 16 03 ??}}",
             )
             return None
         try:
             where = parse_interval(offset.text)
             if where.low_open or where.high > _LARGEST_OFFSET or where.low % 1 or where.high % 1:
                 raise ValueError(f"'{shorten(offset.text)}' is not an offset; write 0 to {_LARGEST_OFFSET}, or a range")
-            return BytePattern.parse(hex_text.text, int(where.low), int(where.high))
+            if hex_text is None and not content.text:
+                raise ValueError("an empty text stands everywhere")
+            read = BytePattern.of_text if hex_text is None else BytePattern.parse
+            return read(content.text, int(where.low), int(where.high))
         except ValueError as error:
             self._problem(node.place, f"'{entry.name}': {error}")
             return None

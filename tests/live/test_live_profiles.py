@@ -155,7 +155,7 @@ SIMPLE: dict[str, list[tuple[Check, Any]]] = {
         )
     ],
 }  # fmt: skip
-ELSEWHERE = {"china", "russia", "openvpn-block", "wireguard-block"}
+ELSEWHERE = {"china", "china-fet", "russia", "openvpn-block", "wireguard-block"}
 
 
 @pytest.mark.parametrize("profile", SIMPLE)

@@ -60,6 +60,14 @@ from gfwemu.rules.quantities import Varied
         ("{transport: [tcp, udp]}", "transport", "udp", "udp"),
         ("{payload.bytes: {offset: 1, hex: 00 ?? 01}}", "payload.bytes", b"\xff\x00\xaa\x01", "00 ?? 01 at 1"),
         ("{payload.bytes: {offset: 1, hex: 00 ?? 01}}", "payload.bytes", b"\xff\x00\xaa", None),
+        ("{payload.bytes: {offset: 0, hex: 16-17 03 00-09}}", "payload.bytes", b"\x17\x03\x09.", "16-17 03 00-09 at 0"),
+        ("{payload.bytes: {offset: 0, hex: 16-17 03 00-09}}", "payload.bytes", b"\x18\x03\x09.", None),
+        ("{payload.bytes: {offset: 0, hex: 16-17 03 00-09}}", "payload.bytes", b"\x15\x03\x09.", None),
+        ("{payload.bytes: {offset: 0, hex: 16-17 03 00-09}}", "payload.bytes", b"\x16\x03\x0a.", None),
+        ("{payload.bytes: {offset: 0-1, hex: 16-17 03}}", "payload.bytes", b"\x16\x16\x03", "16-17 03 at 0-1"),
+        ("{payload.bytes: {offset: 0, text: 'GET '}}", "payload.bytes", b"GET /", "'GET ' at 0"),
+        ("{payload.bytes: {offset: 1, text: 'GET '}}", "payload.bytes", b"GET /", None),
+        ("{payload.bytes: {offset: 0, text: é}}", "payload.bytes", b"\xc3\xa9", "'é' at 0"),
         ("{payload.bytes: {offset: 0-5, hex: 1d 00}}", "payload.bytes", b"12345\x1d\x00", "1d 00 at 0-5"),
         ("{payload.bytes: {offset: 0-4, hex: 1d 00}}", "payload.bytes", b"12345\x1d\x00", None),
         ("{payload.contains: [falun, {hex: ff fe}]}", "payload.contains", b"a\xff\xfeb", "hex:ff fe"),
@@ -254,7 +262,7 @@ subscribers:
     rules = load_text(tmp_path, text)
     options = rules.options
     assert (options.tcp.create_on, options.tcp.reassembly, options.tcp.overlap) == ("any", "first_segment", "last")
-    assert (options.tcp.verify_checksum, options.tcp.teardown) == (True, frozenset())
+    assert (options.tcp.verify_checksum, options.tcp.teardown) == (True, {})
     assert (options.tcp.buffer, options.tcp.inspect) == (1024, 2000)
     assert (options.dissect.tls_record_reassembly, options.dissect.quic_reassembly) == (True, False)
     assert (options.dissect.quic_versions, options.dissect.stream_limit) == ((1,), 12_000)
@@ -346,3 +354,21 @@ def test_thousands_of_rules_are_checked_in_reasonable_time(tmp_path: Path) -> No
     (found,) = problems_of(tmp_path, "version: 1\nrules:\n" + "\n".join(lines))
     assert time.perf_counter() - start < 20
     assert found.startswith(f"{count + 3} rule 'last' can never fire: 'r700' at")
+
+
+@pytest.mark.parametrize(
+    ("pattern", "problem"),
+    [
+        ("{offset: 0, hex: 09-00}", "the range '09-00' runs backwards"),
+        ("{offset: 0, hex: 0-9}", "'0-9' is not hex: write pairs of digits, or ?? for any byte"),
+        (
+            "{offset: 0, hex: 00, text: a}",
+            "needs 'offset' and one of 'hex' and 'text', as in {offset: 0, hex: 16 03 ??}",
+        ),
+        ("{offset: 0, text: ''}", "an empty text stands everywhere"),
+    ],
+)
+def test_byte_patterns_that_cannot_be(tmp_path: Path, pattern: str, problem: str) -> None:
+    text = f"version: 1\nrules:\n  - {{name: one, match: {{payload.bytes: {pattern}}}, action: drop}}\n"
+    (found,) = problems_of(tmp_path, text)
+    assert found.endswith(problem)
