@@ -13,7 +13,7 @@ import time
 import traceback
 from collections.abc import Callable, Iterable, Sequence
 from contextlib import suppress
-from dataclasses import dataclass, replace
+from dataclasses import dataclass
 from pathlib import Path
 from types import FrameType
 from typing import Any, Protocol
@@ -168,7 +168,7 @@ class Daemon:
 
     def _plan(self, rules: RuleSet) -> KernelPlan:
         plan = self._parts.plan(rules)
-        return plan if self._options.kernel_decides else replace(plan, rules=(), offload=False)
+        return plan if self._options.kernel_decides else plan.all_queued()
 
     def _lifetimes(self, rules: RuleSet) -> Lifetimes:
         flows, scale = rules.options.flows, self._options.time_scale
@@ -305,9 +305,11 @@ class Daemon:
                 # A packet on which the engine failed has its verdict already.
                 if queue.is_open(command.packet_id):
                     if command.verdict is Verdict.ACCEPT:
-                        queue.accept(command.packet_id, command.data, offload=command.offload)
+                        queue.accept(
+                            command.packet_id, command.data, offload=command.offload, queue_all=command.queue_all
+                        )
                     else:
-                        queue.drop(command.packet_id, offload=command.offload)
+                        queue.drop(command.packet_id, offload=command.offload, queue_all=command.queue_all)
             elif isinstance(command, Inject):
                 self._injector.send(command.data)
             elif isinstance(command, SetTimer):

@@ -13,8 +13,9 @@ class SetVerdict:
     """The one verdict of a packet.
 
     data: the packet's new bytes, where it is rewritten. offload: the kernel may answer the rest of this flow, in both
-    directions, with the same verdict. reason: which rule touched the packet, for the capture's comment; empty where
-    none did.
+    directions, with the same verdict. queue_all: every later packet of the flow must be queued, even such as the kernel
+    plan spares, because something is done to each. reason: which rule touched the packet, for the capture's comment;
+    empty where none did.
     """
 
     packet_id: int
@@ -22,6 +23,7 @@ class SetVerdict:
     data: bytes | None = None
     offload: bool = False
     reason: str = ""
+    queue_all: bool = False
 
 
 @dataclass(frozen=True, slots=True)

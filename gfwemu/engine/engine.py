@@ -208,7 +208,11 @@ class Engine:
             # Noted without offload, too: whether a SYN begins a new flow must not depend on it.
             work.flow.decision.settled |= settled
             offload = settled and self._offload
-            commands.append(SetVerdict(work.packet_id, work.verdict, work.data, offload, work.reason))
+            commands.append(
+                SetVerdict(
+                    work.packet_id, work.verdict, work.data, offload, work.reason, not settled and _treated(work)
+                )
+            )
         if work.forged:
             self._inject(work, commands)
 
@@ -335,3 +339,9 @@ def _settled(work: Work) -> bool:
     if work.data is not None or work.blocked or decision.modifiers or decision.terminal is None:
         return False
     return decision.terminal.offload(work.now) is work.verdict
+
+
+def _treated(work: Work) -> bool:
+    """Whether something is done to each packet of the flow."""
+    decision: Decision = work.flow.decision
+    return decision.terminal is not None or bool(decision.modifiers)

@@ -11,6 +11,7 @@ from gfwemu.flow.flow import Flow, direction_index
 from gfwemu.flow.tcb import Tcb
 from gfwemu.model import Direction, Transport
 from gfwemu.rules.compiled import RuleSet
+from gfwemu.rules.needs import server_readers
 from gfwemu.wire.packet import Packet
 
 KEPT_BYTES = 4096
@@ -26,6 +27,7 @@ class Inspector:
 
     def __init__(self, rules: RuleSet) -> None:
         self._options = rules.options
+        self._reads_server = bool(server_readers(rules))
         needed = [dissector for dissector in DISSECTORS if dissector.name in rules.dissectors]
         self._by_transport = {
             int(transport): [dissector for dissector in needed if transport in dissector.transports]
@@ -62,7 +64,7 @@ class Inspector:
             flow.sessions = ()
             return []
         data = flow.tcb.read(packet, direction)
-        if not data:
+        if not data or (direction is Direction.TO_CLIENT and not self._reads_server):
             return []
         index = direction_index(direction)
         if tcp.reassembly == "none":

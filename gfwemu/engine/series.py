@@ -47,7 +47,8 @@ def widened(censor: Engine | Series, rules: RuleSet) -> Engine | Series:
 class _Transit:
     """A packet on its way through the boxes.
 
-    offload: every box so far would let the kernel answer for the flow. messages: the protocols of those that each box
+    offload: every box so far would let the kernel answer for the flow. queue_all: one of them must see all of its
+    packets. messages: the protocols of those that each box
     read off the packet.
     """
 
@@ -55,6 +56,7 @@ class _Transit:
     data: bytes
     parsed: Packet | None
     offload: bool = True
+    queue_all: bool = False
     changed: bool = False
     held: bool = False
     reason: str = ""
@@ -189,6 +191,7 @@ class Series:
             self._unsent.append(order)
             return
         transit.offload = transit.offload and order.offload
+        transit.queue_all = transit.queue_all or order.queue_all
         if order.reason:
             transit.reason = f"{transit.reason}; {order.reason}" if transit.reason else order.reason
         if order.data is not None:
@@ -212,7 +215,9 @@ class Series:
     def _settle(self, packet_id: int, verdict: Verdict) -> None:
         transit = self._transits.pop(packet_id)
         data = transit.data if transit.changed and verdict is Verdict.ACCEPT else None
-        self._unsent.append(SetVerdict(packet_id, verdict, data, transit.offload, transit.reason))
+        self._unsent.append(
+            SetVerdict(packet_id, verdict, data, transit.offload, transit.reason, queue_all=transit.queue_all)
+        )
 
     def _report(self, box: _Box, record: Any, packet_id: int | None) -> None:
         if isinstance(record, FlowEnded):

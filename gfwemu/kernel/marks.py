@@ -12,6 +12,9 @@ OFFLOAD_ACCEPT = 0x04000000
 OFFLOAD_DROP = 0x08000000
 """In a verdict's packet mark, then in the connection mark: the kernel answers for the flow."""
 
+QUEUE_ALL = 0x40000000
+"""In a verdict's packet mark: from now on every packet of the flow must be queued."""
+
 ID_ZERO = 0x10000000
 """Packet mark of forged packets whose IP ID shall be 0; a raw socket would fill it in (raw(7))."""
 
@@ -22,8 +25,12 @@ GENERATION_SHIFT = 20
 GENERATIONS = 15
 
 OFFLOAD = OFFLOAD_ACCEPT | OFFLOAD_DROP
+
+FOLLOWED = OFFLOAD
+"""In the connection mark: user space saw the SYN and has decided nothing yet; what the plan spares may pass unseen."""
+
 CONNECTION_BITS = OFFLOAD | GENERATION
-PACKET_BITS = INJECTED | QUEUED | OFFLOAD | ID_ZERO | GENERATION
+PACKET_BITS = INJECTED | QUEUED | QUEUE_ALL | OFFLOAD | ID_ZERO | GENERATION
 
 
 def connection_mark(offload: int, generation: int) -> int:

@@ -14,7 +14,7 @@ from netfilterqueue import NetfilterQueue
 from netfilterqueue import Packet as QueuedPacket
 
 from gfwemu.errors import CapabilityError
-from gfwemu.kernel.marks import OFFLOAD_ACCEPT, OFFLOAD_DROP, PACKET_BITS, QUEUED
+from gfwemu.kernel.marks import OFFLOAD_ACCEPT, OFFLOAD_DROP, PACKET_BITS, QUEUE_ALL, QUEUED
 from gfwemu.kernel.netlink import SUBSYSTEM_QUEUE, attribute, kind, message
 from gfwemu.model import Side
 
@@ -91,19 +91,22 @@ class PacketQueue:
         self._budget -= 1
         return data
 
-    def accept(self, packet_id: int, data: bytes | None = None, *, offload: bool = False) -> None:
+    def accept(
+        self, packet_id: int, data: bytes | None = None, *, offload: bool = False, queue_all: bool = False
+    ) -> None:
         packet = self._open.pop(packet_id)
         if data is not None:
             packet.set_payload(data)
-        if offload:
-            packet.set_mark(packet.get_mark() & _KEEP_MARK | QUEUED | OFFLOAD_ACCEPT)
+        if offload or queue_all:
+            packet.set_mark(packet.get_mark() & _KEEP_MARK | QUEUED | (QUEUE_ALL if queue_all else OFFLOAD_ACCEPT))
         packet.accept()
 
-    def drop(self, packet_id: int, *, offload: bool = False) -> None:
-        """With `offload` the table's later chain drops the packet, after it kept the mark."""
+    def drop(self, packet_id: int, *, offload: bool = False, queue_all: bool = False) -> None:
+        """With `offload` or `queue_all` the table's later chain drops the packet, after it kept the mark."""
         packet = self._open.pop(packet_id)
-        if offload:
-            packet.set_mark(packet.get_mark() & _KEEP_MARK | QUEUED | OFFLOAD_DROP)
+        if offload or queue_all:
+            mark = QUEUED | OFFLOAD_DROP | (QUEUE_ALL if queue_all else 0)
+            packet.set_mark(packet.get_mark() & _KEEP_MARK | mark)
             packet.accept()
         else:
             packet.drop()

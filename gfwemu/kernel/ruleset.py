@@ -1,27 +1,31 @@
 """The text of gfwemu's nftables table for a kernel plan. Pure: nothing here touches the kernel.
 
-The way of a forwarded packet: `forward` (priority -160) turns to `between` by its interfaces; there, watched endpoints
-go to the queue, kernel rules decide, the connection mark answers for decided flows, and the rest goes to the queue. As
-in the engine, the client is who opened the flow; what connection tracking cannot say this of is queued. After the
-verdict, `decided` (-140) keeps an offload in the connection mark and drops where the packet's mark says so.
+The way of a forwarded packet: `forward` (priority -160) turns to `between` by its interfaces. There, watched endpoints
+go to the queue (while there are any), the connection mark answers for decided flows and tells flows that user space
+follows, kernel rules decide, what no rule may concern passes, and the rest goes to the queue. As in the engine, the
+client is who opened the flow; what connection tracking cannot say this of is queued. After the verdict, `decided`
+(-140) keeps what it says of the flow in the connection mark and drops where the packet's mark says so.
 """
 
 from __future__ import annotations
 
-from collections.abc import Iterator
+from collections.abc import Collection, Iterator
 from dataclasses import dataclass
 
 from gfwemu.kernel.marks import (
     CONNECTION_BITS,
+    FOLLOWED,
     ID_ZERO,
     INJECTED,
     OFFLOAD,
     OFFLOAD_ACCEPT,
     OFFLOAD_DROP,
     PACKET_BITS,
+    QUEUE_ALL,
     QUEUED,
     connection_mark,
 )
+from gfwemu.rules.needs import OTHER, Ports, merged_spans
 from gfwemu.rules.plan import KernelPlan, KernelRule
 
 WATCH_LIMIT = 65_536
@@ -34,20 +38,38 @@ _ICMP_CODES = {
     "port": "port-unreachable",
     "admin_prohibited": "admin-prohibited",
 }
-_PORT = " . inet_proto . inet_service"
-_KEYS = ((0, ""), (1, _PORT), (2, ""), (3, _PORT), (4, f"{_PORT} . inet_service"))
+_WATCHES = (
+    ("server",),
+    ("server", "proto", "server_port"),
+    ("client", "server"),
+    ("client", "server", "proto", "server_port"),
+    ("client", "server", "proto", "server_port", "client_port"),
+)
+"""What each key consists of, in the order of its bytes."""
+
 _CHAINS = (
     "to_queue",
     "watched",
-    "watched_v4",
-    "watched_v6",
     "between",
-    "by_mark",
+    "answered",
     "alive",
+    "followed",
+    "followed_to_server",
+    "followed_to_client",
+    "bare",
+    "rest",
     "settle",
+    "settled",
     "to_server",
     "to_client",
 )
+_SYN_ONLY = "tcp flags & (fin | syn | rst | ack) == syn"
+_SAMPLES = 8
+"""Bare ACKs of the client that reach user space while a flow may be silent before it is forgotten: so much of that time
+its memory may run out early. Our choice."""
+
+_UNKNOWN_HEADERS = "{ tcp, udp, icmp, icmpv6, 135, 139, 140 }"
+"""Beside the transports that rules name: IPv6 headers that the engine reads past, but this kernel does not."""
 _KEEP_PACKET = 0xFFFFFFFF & ~PACKET_BITS
 _KEEP_CONNECTION = 0xFFFFFFFF & ~CONNECTION_BITS
 
@@ -98,17 +120,25 @@ def frame_text(table: str, ends: Ends, limit: int) -> str:
     """What stays the same from one reload to the next: base chains, empty chains, watch sets."""
     inside, outside = f'"{ends.inside}"', f'"{ends.outside}"'
     lines = [f"table inet {table} {{"]
-    for _, kind, version in _FAMILIES:
-        for length, more in _KEYS:
-            addresses = kind if length < 2 else f"{kind} . {kind}"
-            lines.append(
-                f"set {watch_set(version, length)} {{ type {addresses}{more}; flags timeout; size {WATCH_LIMIT}; }}"
-            )
-    lines.append(f"set offloaded {{ typeof ct id; flags dynamic,timeout; size {limit}; }}")
+    for _, address, version in _FAMILIES:
+        types = {"proto": "inet_proto", "server_port": "inet_service", "client_port": "inet_service"}
+        for length, parts in enumerate(_WATCHES):
+            kind = " . ".join(types.get(part, address) for part in parts)
+            lines.append(f"set {watch_set(version, length)} {{ type {kind}; flags timeout; size {WATCH_LIMIT}; }}")
+    for name in ("offloaded", "recent"):
+        lines.append(f"set {name} {{ typeof ct id; flags dynamic,timeout; size {limit}; }}")
+    for name, total in (("bare_v4", "ip length"), ("bare_v6", "ip6 length")):
+        # A data offset of `words`, and the IP length of a segment that ends there.
+        elements = ", ".join(f"{words} . {words * 4 + (20 if total == 'ip length' else 0)}" for words in range(5, 16))
+        lines.append(f"set {name} {{ typeof tcp doff . {total}; elements = {{ {elements} }}; }}")
     lines += [f"chain {name} {{ }}" for name in (*_CHAINS, "fragments")]
-    for name, priority, target in (("forward", -160, "between"), ("decided", -140, "settle")):
+    for name, priority, first, target in (
+        ("forward", -160, "", "between"),
+        ("decided", -140, f"meta mark & {QUEUED:#x} == 0 accept", "settle"),
+    ):
         lines += [
             f"chain {name} {{ type filter hook forward priority {priority}; policy accept;",
+            first,
             f"iifname {inside} oifname {outside} goto {target}",
             f"iifname {outside} oifname {inside} goto {target}",
             "}",
@@ -116,7 +146,8 @@ def frame_text(table: str, ends: Ends, limit: int) -> str:
     lines += [
         # Before connection tracking's own reassembly (NF_IP_PRI_CONNTRACK_DEFRAG, -400).
         "chain prerouting { type filter hook prerouting priority -450; policy accept;",
-        f"iifname {{ {inside}, {outside} }} jump fragments",
+        f"ip frag-off & 0x3fff != 0 iifname {{ {inside}, {outside} }} jump fragments",
+        f"exthdr frag exists iifname {{ {inside}, {outside} }} jump fragments",
         "}",
         "chain output { type filter hook output priority -450; policy accept;",
         f"meta mark & {INJECTED:#x} == 0 accept",
@@ -143,31 +174,51 @@ def address_sets(plan: KernelPlan, generation: int) -> Iterator[AddressSet]:
         yield from _sets(rule, counter_name(number, generation))
 
 
-def content_text(table: str, plan: KernelPlan, generation: int, lifetimes: Lifetimes, old: tuple[str, ...] = ()) -> str:
-    """What a reload replaces, as one transaction, after `objects_text`. `old`: what `object_names` said of the old."""
+def content_text(
+    table: str,
+    plan: KernelPlan,
+    generation: int,
+    lifetimes: Lifetimes,
+    old: tuple[str, ...] = (),
+    watches: Collection[str] = (),
+) -> str:
+    """What a reload replaces, as one transaction, after `objects_text`. `old`: what `object_names` said of the old.
+
+    watches: the watch sets that hold anything.
+    """
     lines = [f"flush chain inet {table} {name}" for name in (*_CHAINS, "fragments")]
     lines += [f"delete {name}" for name in old]
     lines.append(f"table inet {table} {{")
-    lines += ["chain to_queue {", f"meta mark set meta mark & {_KEEP_PACKET:#x} | {QUEUED:#x}", "jump hop", "}"]
-    lines += ["chain between {", *_between(plan), "}"]
-    lines += ["chain by_mark {", *_by_mark(plan, generation), "}"]
-    lines += ["chain alive {", *_refreshed(lifetimes), f"ct mark & {OFFLOAD_DROP:#x} != 0 drop", "accept", "}"]
-    lines += ["chain settle {", *_settle(generation, lifetimes), "}"]
-    for chain, to_server in (("to_server", True), ("to_client", False)):
-        lines.append(f"chain {chain} {{")
-        lines += _watched(plan, to_server)
-        for number, rule in enumerate(plan.rules):
-            lines += _rule(rule, counter_name(number, generation), to_server)
-        lines += ["goto by_mark", "}"]
-    if not plan.track_fragments:
-        lines += [
-            "chain fragments {",
-            "ip frag-off & 0x3fff != 0 fib daddr type != local notrack",
-            "exthdr frag exists fib daddr type != local notrack",
-            "}",
+    chains = {
+        "to_queue": [f"meta mark set meta mark & {_KEEP_PACKET:#x} | {QUEUED:#x}", "jump hop"],
+        "watched": _watched(watches),
+        "between": _between(plan, generation),
+        "answered": _answered(),
+        "alive": [*_refreshed(lifetimes), f"ct mark & {OFFLOAD_DROP:#x} != 0 drop", "accept"],
+        "rest": _rest(plan),
+        "settle": _settle(plan, generation, lifetimes),
+        "settled": [f"meta mark & {OFFLOAD_DROP:#x} != 0 drop", f"meta mark set meta mark & {_KEEP_PACKET:#x}"],
+        **_followed(plan, lifetimes),
+    }
+    for name, to_server in (("to_server", True), ("to_client", False)):
+        rules = [
+            text
+            for number, rule in enumerate(plan.rules)
+            for text in _rule(rule, counter_name(number, generation), to_server)
         ]
+        chains[name] = [*rules, "goto rest"]
+    if not plan.track_fragments:
+        chains["fragments"] = ["fib daddr type != local notrack"]
+    for name, rules_of in chains.items():
+        lines += [f"chain {name} {{", *rules_of, "}"]
     lines.append("}")
     return "\n".join(lines) + "\n"
+
+
+def watched_text(table: str, watches: Collection[str]) -> str:
+    """Has packets of just those watch sets queued, as one transaction."""
+    rules = [f"add rule inet {table} watched {text}" for text in _watched(watches)]
+    return "\n".join([f"flush chain inet {table} watched", *rules]) + "\n"
 
 
 def object_names(table: str, plan: KernelPlan, generation: int) -> tuple[str, ...]:
@@ -194,7 +245,7 @@ def _rule(rule: KernelRule, base: str, to_server: bool) -> Iterator[str]:
     server, client, port = ("daddr", "saddr", "dport") if to_server else ("saddr", "daddr", "sport")
     transports = rule.transports or (("tcp", "udp") if rule.ports else ())
     made = {one.name for one in _sets(rule, base)}
-    ports = ", ".join(f"{low}-{high}" if high > low else f"{low}" for low, high in _merged(rule.ports))
+    ports = _port_list(rule.ports)
     for family, _, version in _FAMILIES:
         matches: list[str] = []
         for part, networks, field in (("servers", rule.servers, server), ("clients", rule.clients, client)):
@@ -226,46 +277,108 @@ def _verdicts(rule: KernelRule, transport: str, to_server: bool) -> Iterator[str
         yield "{counter} drop"
 
 
-def _merged(ports: tuple[tuple[int, int], ...]) -> list[tuple[int, int]]:
-    """Sorted and without overlaps, which nft refuses."""
-    merged: list[tuple[int, int]] = []
-    for low, high in sorted(ports):
-        if merged and low <= merged[-1][1] + 1:
-            merged[-1] = (merged[-1][0], max(high, merged[-1][1]))
-        else:
-            merged.append((low, high))
-    return merged
+def _port_list(ports: Ports) -> str:
+    return ", ".join(f"{low}-{high}" if high > low else f"{low}" for low, high in merged_spans(ports))
 
 
-def _watched(plan: KernelPlan, to_server: bool) -> Iterator[str]:
-    client, server = ("s", "d") if to_server else ("d", "s")
+def _watched(watches: Collection[str]) -> Iterator[str]:
     for family, _, version in _FAMILIES:
-        if plan.server_blocks:
-            yield f"{family} {server}addr @{watch_set(version, 0)} goto to_queue"
-            yield f"{family} {server}addr . meta l4proto . th {server}port @{watch_set(version, 1)} goto to_queue"
-        key = f"{family} {client}addr . {family} {server}addr"
-        yield f"{key} @{watch_set(version, 2)} goto to_queue"
-        key += f" . meta l4proto . th {server}port"
-        yield f"{key} @{watch_set(version, 3)} goto to_queue"
-        yield f"{key} . th {client}port @{watch_set(version, 4)} goto to_queue"
+        for length, parts in enumerate(_WATCHES):
+            name = watch_set(version, length)
+            if name not in watches:
+                continue
+            for way, client, server in (("original", "s", "d"), ("reply", "d", "s")):
+                fields = {
+                    "client": f"{family} {client}addr",
+                    "server": f"{family} {server}addr",
+                    "proto": "meta l4proto",
+                    "server_port": f"th {server}port",
+                    "client_port": f"th {client}port",
+                }
+                yield f"ct direction {way} {' . '.join(fields[part] for part in parts)} @{name} goto to_queue"
 
 
-def _between(plan: KernelPlan) -> Iterator[str]:
-    if plan.offload or plan.rules:
+def _between(plan: KernelPlan, generation: int) -> Iterator[str]:
+    yield "jump watched"
+    marks: list[str] = []
+    if plan.offload:
+        for offload in (OFFLOAD_ACCEPT, OFFLOAD_DROP):
+            marks.append(f"{connection_mark(offload, generation):#x} : goto answered")
+    if plan.spared.bare:
+        marks.append(f"{connection_mark(FOLLOWED, generation):#x} : goto followed")
+    if marks:
+        yield f"ct mark & {CONNECTION_BITS:#x} vmap {{ {', '.join(marks)} }}"
+    if plan.rules:
         # An ICMP error carries direction and mark of the flow it is about, but is none of its packets.
         yield "ct state related goto to_queue"
         yield "ct direction original goto to_server"
         yield "ct direction reply goto to_client"
+        yield "goto to_queue"
+    else:
+        yield "goto rest"
+
+
+def _answered() -> Iterator[str]:
+    yield "ct state related goto to_queue"
+    # Such a SYN may begin a new flow between the same endpoints.
+    yield f"{_SYN_ONLY} goto to_queue"
+    yield "ct id @offloaded goto alive"
     yield "goto to_queue"
 
 
-def _by_mark(plan: KernelPlan, generation: int) -> Iterator[str]:
-    if plan.offload:
-        # Such a SYN may begin a new flow between the same endpoints.
-        yield "tcp flags & (fin | syn | rst | ack) == syn goto to_queue"
-        marks = ", ".join(f"{connection_mark(offload, generation):#x}" for offload in (OFFLOAD_ACCEPT, OFFLOAD_DROP))
-        yield f"ct mark & {CONNECTION_BITS:#x} {{ {marks} }} ct id @offloaded goto alive"
+def _followed(plan: KernelPlan, lifetimes: Lifetimes) -> dict[str, list[str]]:
+    """TCP flows of which user space saw the SYN."""
+    spared = plan.spared
+    if not spared.bare:
+        return {}
+    bare = (
+        "ip hdrlength 5 ip protocol tcp tcp doff . ip length @bare_v4",
+        "ip6 nexthdr tcp tcp doff . ip6 length @bare_v6",
+    )
+    to_client = [] if spared.handshake else ["tcp flags & syn != 0 goto to_queue"]
+    to_client += ["accept"] if spared.server_payload else [*(f"{match} accept" for match in bare)]
+    if spared.handshake and not spared.server_payload:
+        to_client.append("tcp flags & syn != 0 accept")
+    return {
+        "followed": [
+            "ct state related goto to_queue",
+            "tcp flags & (fin | rst) != 0 goto to_queue",
+            f"{_SYN_ONLY} goto to_queue",
+            "ct direction reply goto followed_to_client",
+            "goto followed_to_server",
+        ],
+        "followed_to_client": [*to_client, "goto to_queue"] if not spared.server_payload else to_client,
+        "followed_to_server": [
+            "tcp flags & syn != 0 goto to_queue",
+            *(f"{match} goto bare" for match in bare),
+            "goto to_queue",
+        ],
+        # One now and then: user space learns that the handshake is over, and that the flow lives.
+        "bare": [
+            "ct id @recent accept",
+            f"add @recent {{ ct id timeout {_milliseconds(lifetimes.tcp / _SAMPLES)}ms }}",
+            "goto to_queue",
+        ],
+    }
+
+
+def _rest(plan: KernelPlan) -> Iterator[str]:
+    if plan.unseen:
+        if not plan.track_fragments:
+            yield "ct state untracked goto to_queue"
+        for one in plan.unseen:
+            if one.ports:
+                ports = _port_list(one.ports)
+                yield f"meta l4proto {one.transport} th sport != {{ {ports} }} th dport != {{ {ports} }} accept"
+            elif one.transport == OTHER:
+                yield f"meta l4proto != {_UNKNOWN_HEADERS} accept"
+            else:
+                yield f"meta l4proto {one.transport} accept"
     yield "goto to_queue"
+
+
+def _milliseconds(seconds: float) -> int:
+    return max(1, round(seconds * 1000))
 
 
 def _refreshed(lifetimes: Lifetimes) -> Iterator[str]:
@@ -274,22 +387,23 @@ def _refreshed(lifetimes: Lifetimes) -> Iterator[str]:
         ("meta l4proto udp", lifetimes.udp),
         ("meta l4proto != { tcp, udp }", lifetimes.other),
     ):
-        yield f"{match} update @offloaded {{ ct id timeout {max(1, round(seconds * 1000))}ms }}"
+        yield f"{match} update @offloaded {{ ct id timeout {_milliseconds(seconds)}ms }}"
 
 
-def _settle(generation: int, lifetimes: Lifetimes) -> Iterator[str]:
-    """The last verdict for a flow says whether the kernel answers for it."""
-    yield f"meta mark & {QUEUED:#x} == 0 accept"
+def _settle(plan: KernelPlan, generation: int, lifetimes: Lifetimes) -> Iterator[str]:
+    """The last verdict for a flow says whether the kernel answers for it, or parts of it."""
+    clear = f"ct mark set ct mark & {_KEEP_CONNECTION:#x}"
+    yield "ct state related goto settled"
+    yield f"meta mark & {QUEUE_ALL:#x} != 0 {clear} goto settled"
     for offload in (OFFLOAD_ACCEPT, OFFLOAD_DROP):
-        yield (
-            f"meta mark & {OFFLOAD:#x} == {offload:#x} ct state != related "
-            f"ct mark set ct mark & {_KEEP_CONNECTION:#x} | {connection_mark(offload, generation):#x}"
-        )
-    yield (
-        f"meta mark & {OFFLOAD:#x} == 0 ct mark & {CONNECTION_BITS:#x} != 0 ct state != related "
-        f"ct mark set ct mark & {_KEEP_CONNECTION:#x}"
-    )
+        yield f"meta mark & {OFFLOAD:#x} == {offload:#x} {clear} | {connection_mark(offload, generation):#x}"
     for line in _refreshed(lifetimes):
-        yield f"meta mark & {OFFLOAD:#x} != 0 ct state != related {line}"
-    yield f"meta mark & {OFFLOAD_DROP:#x} != 0 drop"
-    yield f"meta mark set meta mark & {_KEEP_PACKET:#x}"
+        yield f"meta mark & {OFFLOAD:#x} != 0 {line}"
+    yield f"meta mark & {OFFLOAD:#x} != 0 goto settled"
+    if plan.spared.bare:
+        followed = connection_mark(FOLLOWED, generation)
+        yield f"{_SYN_ONLY} ct direction original {clear} | {followed:#x} goto settled"
+        yield f"{_SYN_ONLY} {clear}"
+        yield f"ct mark & {CONNECTION_BITS:#x} == {followed:#x} goto settled"
+    yield f"ct mark & {CONNECTION_BITS:#x} != 0 {clear}"
+    yield "goto settled"

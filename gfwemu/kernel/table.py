@@ -6,6 +6,7 @@ import errno
 import math
 import re
 import struct
+import time
 from contextlib import suppress
 from dataclasses import dataclass, replace
 
@@ -39,6 +40,7 @@ from gfwemu.kernel.ruleset import (
     object_names,
     objects_text,
     watch_set,
+    watched_text,
 )
 from gfwemu.rules.plan import KernelPlan
 
@@ -86,6 +88,7 @@ class Table:
         self._netfilter = NetfilterSocket()
         self._generation = 0
         self._plan = KernelPlan()
+        self._watches: dict[str, float] = {}
 
     @property
     def generation(self) -> int:
@@ -130,7 +133,7 @@ class Table:
             self._clear_marks()
         try:
             self._make_objects(plan, generation)
-            self._nft.run(content_text(self.name, plan, generation, lifetimes, old))
+            self._nft.run(content_text(self.name, plan, generation, lifetimes, old, self._watches))
         except (GfwemuError, OSError):
             self._discard(object_names(self.name, plan, generation))
             raise
@@ -166,7 +169,8 @@ class Table:
         self._netfilter.close()
 
     def counters(self) -> list[RuleCounter]:
-        """In the order of the rules; rules of the same name count together."""
+        """In the order of the rules; rules of the same name count together. To be asked now and then."""
+        self._forget_watches()
         if not self._plan.rules:
             return []
         values = self._read_counters()
@@ -231,7 +235,23 @@ class Table:
                 raise
             self.watches_refused += 1
             return False
+        self._use_watches(name, time.monotonic() + milliseconds / 1000)
         return True
+
+    def _use_watches(self, name: str, until: float) -> None:
+        """Only sets that hold anything are asked for each packet."""
+        known = name in self._watches
+        self._watches[name] = max(until, self._watches.get(name, 0.0))
+        if not known:
+            self._nft.run(watched_text(self.name, self._watches))
+
+    def _forget_watches(self) -> None:
+        # The kernel counts in jiffies, from a little later on.
+        over = [name for name, until in self._watches.items() if until + 1.0 < time.monotonic()]
+        if over:
+            for name in over:
+                del self._watches[name]
+            self._nft.run(watched_text(self.name, self._watches))
 
     def _element(self, name: str, content: bytes, *, delete: bool = False) -> bytes:
         return message(

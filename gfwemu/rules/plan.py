@@ -2,14 +2,15 @@
 
 from __future__ import annotations
 
-import math
+from collections.abc import Iterator
 from dataclasses import dataclass, replace
 from typing import Literal
 
 from gfwemu.model import Placement
 from gfwemu.rules.actions import Drop, IcmpUnreachable, Pass, Reset
 from gfwemu.rules.compiled import CompiledRule, Matcher, RuleSet, Scope
-from gfwemu.rules.matchers import AnyOf, ExactSet, Numbers
+from gfwemu.rules.matchers import AnyOf, ExactSet
+from gfwemu.rules.needs import TRANSPORTS, Needs, Ports, find_needs, spans_of, united
 from gfwemu.rules.networks import NetworkSet, network_text
 from gfwemu.rules.quantities import Varied
 
@@ -35,19 +36,49 @@ class KernelRule:
 
 
 @dataclass(frozen=True, slots=True)
+class Unseen:
+    """Packets of a transport that no rule in user space may concern: those with none of the ports at either end.
+
+    ports empty: all packets of the transport (`tcp`, `udp`, `icmp`, `icmpv6`, or `other` for the rest).
+    """
+
+    transport: str
+    ports: Ports = ()
+
+
+@dataclass(frozen=True, slots=True)
+class Spared:
+    """Packets of undecided TCP flows that pass unseen, once user space saw the SYN.
+
+    bare: without payload, SYN, FIN and RST, but for one of the client now and then, by which the flow stays remembered.
+    server_payload and handshake (the SYN/ACK) only beside `bare`.
+    """
+
+    bare: bool = False
+    server_payload: bool = False
+    handshake: bool = False
+
+
+@dataclass(frozen=True, slots=True)
 class KernelPlan:
     """`offload`: decided flows may be answered by connection mark. `fail_open`: a full queue lets packets pass.
-    `server_blocks`: residual blocks may be of a server for all clients.
 
     `track_fragments` False: fragments are taken out before the kernel reassembles them, because the engine reads
-    them by the censor's own policy.
+    them by the censor's own policy; user space gets all of them. `needs`: the reasons for what is neither `unseen` nor
+    spared; None: none are known, and everything is queued.
     """
 
     rules: tuple[KernelRule, ...] = ()
     offload: bool = True
     fail_open: bool = True
     track_fragments: bool = False
-    server_blocks: bool = False
+    unseen: tuple[Unseen, ...] = ()
+    spared: Spared = Spared()
+    needs: Needs | None = None
+
+    def all_queued(self) -> KernelPlan:
+        """The same with nothing left to the kernel."""
+        return replace(self, rules=(), offload=False, unseen=(), spared=Spared(), needs=None)
 
 
 _KERNEL_FIELDS = frozenset({"ip.server", "ip.any", "ip.client", "port.server", "transport"})
@@ -83,7 +114,9 @@ def compile_plan(rules: RuleSet) -> KernelPlan:
     kernel: list[KernelRule] = []
     earlier: list[_Reach] = []
     box = ""
-    pair_blocks = any(rule.residual is not None and rule.residual.spans_ports for rule in rules.rules)
+    blocks = [rule.residual for rule in rules.rules if rule.residual is not None]
+    over_ports = any(block.spans_ports for block in blocks)
+    over_clients = any(block.spans_clients for block in blocks)
     for position, rule in enumerate(rules.rules):
         reach = _reach(rule)
         if rules.boxes and rule.box != box:
@@ -94,20 +127,44 @@ def compile_plan(rules: RuleSet) -> KernelPlan:
         if rules.boxes and verdict == "accept":
             # The packet passes this box; the next one has still to see it.
             verdict = None
-        narrow = reach is not None and (reach.ports is not None or reach.transports is not None)
+        # A residual block comes before any rule, and user space must know the flows that it meets.
+        met = reach is not None and (
+            (over_ports and (reach.ports is not None or reach.transports is not None))
+            or (over_clients and (reach.clients is not None or reach.either is not None))
+        )
         entries: list[KernelRule] = []
-        if reach is not None and exact and verdict is not None and not (pair_blocks and narrow):
+        if reach is not None and exact and verdict is not None and not met:
             entries = _kernel_rules(rule, reach, verdict) if all(map(reach.misses, earlier)) else []
         kernel.extend(entries)
         if not entries and rule.scope is not Scope.MESSAGE:
             earlier.append(reach or _Reach())
-    decided = {entry.index for entry in kernel}
+    decided = frozenset(entry.index for entry in kernel)
+    needs = united([find_needs(own, decided) for own in rules.split()])
     return KernelPlan(
         rules=tuple(kernel),
         fail_open=rules.fail_open,
         track_fragments=all(rule.index in decided for rule in rules.rules),
-        server_blocks=any(rule.residual is not None and rule.residual.spans_clients for rule in rules.rules),
+        unseen=tuple(_unseen(needs)),
+        spared=_spared(needs),
+        needs=needs,
     )
+
+
+def _unseen(needs: Needs) -> Iterator[Unseen]:
+    for name in TRANSPORTS:
+        need = needs.transports.get(name)
+        if need is None:
+            yield Unseen(name)
+        elif need.ports:
+            yield Unseen(name, need.ports)
+
+
+def _spared(needs: Needs) -> Spared:
+    if needs.every_packet or "tcp" not in needs.transports:
+        return Spared()
+    # Where the server is read, its SYN/ACK says where its stream begins.
+    handshake = not (needs.handshake or needs.server_payload)
+    return Spared(bare=True, server_payload=not needs.server_payload, handshake=handshake)
 
 
 def _verdict(rule: CompiledRule) -> Literal["accept", "drop", "reset", "icmp_unreachable"] | None:
@@ -143,7 +200,7 @@ def _reach(rule: CompiledRule) -> _Reach | None:
         servers=_networks(found.get("ip.server")),
         clients=_networks(found.get("ip.client")),
         either=_networks(found.get("ip.any")),
-        ports=_ports(found.get("port.server")),
+        ports=spans_of(found.get("port.server")),
         transports=transports,
     )
 
@@ -160,19 +217,6 @@ def _texts(matcher: Matcher | None) -> frozenset[str] | None:
     parts = matcher.parts if isinstance(matcher, AnyOf) else (matcher,)
     sets = [part for part in parts if isinstance(part, ExactSet)]
     return frozenset(text for one in sets for text in one.texts) if sets else None
-
-
-def _ports(matcher: Matcher | None) -> tuple[tuple[int, int], ...] | None:
-    if not isinstance(matcher, Numbers):
-        return None
-    spans: list[tuple[int, int]] = []
-    for interval in matcher.intervals:
-        low = math.floor(interval.low) + 1 if interval.low_open else math.ceil(interval.low)
-        top = min(interval.high, 65_535.0)
-        high = math.ceil(top) - 1 if interval.high_open and interval.high <= 65_535 else math.floor(top)
-        if low <= high:
-            spans.append((low, high))
-    return tuple(spans)
 
 
 def _kernel_rules(

@@ -17,9 +17,10 @@ from stub_daemon import StubDaemon, accept, offload_accept
 from gfwemu.kernel.intervals import ranges
 from gfwemu.kernel.marks import CONNECTION_BITS, GENERATIONS, PACKET_BITS, next_generation
 from gfwemu.kernel.nft import Nft, NftError
-from gfwemu.kernel.ruleset import WATCH_LIMIT, Ends, Lifetimes, _merged, content_text
+from gfwemu.kernel.ruleset import WATCH_LIMIT, Ends, Lifetimes, content_text
 from gfwemu.kernel.table import Table, table_name
 from gfwemu.model import address_bytes
+from gfwemu.rules.needs import merged_spans
 from gfwemu.rules.plan import KernelPlan, KernelRule
 
 LISTED = ("198.51.100.0/28", "198.51.100.10/32", "2001:db8:2::/64")
@@ -282,7 +283,7 @@ def test_tables_of_different_queues_have_different_names() -> None:
 
 @given(st.lists(st.tuples(st.integers(0, 300), st.integers(0, 300)).map(lambda pair: (min(pair), max(pair)))))
 def test_merged_ports_are_the_same_ports_without_overlap(ports: list[tuple[int, int]]) -> None:
-    merged = _merged(tuple(ports))
+    merged = merged_spans(tuple(ports))
     assert {port for low, high in merged for port in range(low, high + 1)} == {
         port for low, high in ports for port in range(low, high + 1)
     }

@@ -1,0 +1,301 @@
+"""What user space must see of the traffic under a rule set, and which rule or knob says so. The rest may pass unseen.
+
+What leaves a doubt is needed: a knob, a dissector or a field that this page does not know costs speed, never an answer.
+"""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Iterable, Iterator, Mapping, Sequence
+from dataclasses import dataclass, fields
+from itertools import combinations
+
+from gfwemu.flow.options import TcpOptions
+from gfwemu.model import TRANSPORT_NAMES, Transport
+from gfwemu.rules.actions import Delay, Freeze, Redirect, Throttle
+from gfwemu.rules.compiled import CompiledRule, Condition, Fact, RuleSet, Scope
+from gfwemu.rules.fields import UNKNOWN_PROTOCOL, dissector_transports, rule_fields
+from gfwemu.rules.matchers import Numbers
+
+Ports = tuple[tuple[int, int], ...]
+"""Inclusive ranges."""
+
+OTHER = "other"
+TRANSPORTS = (*TRANSPORT_NAMES.values(), OTHER)
+
+_CLIENT_READERS = frozenset({"tls", "http"})
+"""Dissectors over TCP that learn nothing from the server's bytes."""
+
+_KNOWN_TCP_KNOBS = frozenset({"create_on", "reassembly", "overlap", "verify_checksum", "teardown", "buffer", "inspect"})
+"""For these it is known which packets they look at: SYNs, FINs, resets and payload, and SYN/ACKs for `create_on`."""
+
+_BARE_LENGTHS = range(40, 20 + 40 + 60 + 1)
+"""IP lengths of a TCP segment without payload (RFC 791 section 3.1, RFC 9293 section 3.1), IPv6 without extensions."""
+
+
+@dataclass(frozen=True, slots=True)
+class Reason:
+    """who: the name of a rule, or a knob of `engine:`."""
+
+    who: str
+    why: str
+
+
+@dataclass(frozen=True, slots=True)
+class TransportNeed:
+    """Packets of a transport that some rule may concern: those with one of the ports at either end. None: any."""
+
+    ports: Ports | None
+    rules: tuple[str, ...]
+
+
+@dataclass(frozen=True, slots=True)
+class Needs:
+    """transports: by name, those that any rule may concern.
+
+    Of TCP flows that are not decided yet, user space always gets SYNs, FINs, resets and the client's payload. The
+    others are the reasons why it must also get every packet, the server's payload, or the SYN/ACK.
+    """
+
+    transports: Mapping[str, TransportNeed]
+    every_packet: tuple[Reason, ...] = ()
+    server_payload: tuple[Reason, ...] = ()
+    handshake: tuple[Reason, ...] = ()
+
+
+def find_needs(rules: RuleSet, in_kernel: frozenset[int] = frozenset()) -> Needs:
+    """What the rules need, of one box. in_kernel: indexes of the rules that the kernel decides by itself."""
+    asked = [(rule, _met_transports(rule)) for rule in rules.rules if rule.index not in in_kernel]
+    over_tcp = [rule for rule, transports in asked if "tcp" in transports]
+    every = [*_knobs(rules.options.tcp), *_reasons(over_tcp, _why_every_packet)]
+    payload = [*server_readers(rules), *_reasons(over_tcp, _why_server_payload)]
+    shakes = [*_create_knob(rules.options.tcp), *_reasons(over_tcp, _why_handshake)]
+    return (
+        Needs(_by_transport(asked), tuple(every), tuple(payload), tuple(shakes))
+        if over_tcp
+        else Needs(_by_transport(asked))
+    )
+
+
+def united(parts: Sequence[Needs]) -> Needs:
+    """What several boxes need together."""
+    transports: dict[str, TransportNeed] = {}
+    for part in parts:
+        for name, need in part.transports.items():
+            transports[name] = _joined(transports.get(name), need)
+    return Needs(
+        transports,
+        tuple(dict.fromkeys(reason for part in parts for reason in part.every_packet)),
+        tuple(dict.fromkeys(reason for part in parts for reason in part.server_payload)),
+        tuple(dict.fromkeys(reason for part in parts for reason in part.handshake)),
+    )
+
+
+def server_readers(rules: RuleSet) -> list[Reason]:
+    """Why any dissector over TCP must be fed what the server says; empty: none needs it."""
+    found: list[Reason] = []
+    for rule in rules.rules:
+        if "tcp" not in rule_transports(rule):
+            continue
+        names = rules.dissectors if rule.hooks else _dissectors_of(rule) & rules.dissectors
+        for name in sorted(names - _CLIENT_READERS):
+            if Transport.TCP in dissector_transports().get(name, frozenset()):
+                found.append(Reason(rule.name, f"{name} is read in both directions"))
+                break
+    return list(dict.fromkeys(found))
+
+
+def rule_transports(rule: CompiledRule) -> frozenset[str]:
+    """The names of the transports over which all conditions of the rule can hold."""
+    allowed = frozenset(TRANSPORTS)
+    for condition in rule.conditions:
+        allowed &= _condition_transports(condition)
+    return allowed
+
+
+def spans_of(matcher: object) -> Ports | None:
+    """Ports as ranges; None where the matcher is no set of numbers."""
+    if not isinstance(matcher, Numbers):
+        return None
+    spans: list[tuple[int, int]] = []
+    for interval in matcher.intervals:
+        low = math.floor(interval.low) + 1 if interval.low_open else math.ceil(interval.low)
+        top = min(interval.high, 65_535.0)
+        high = math.ceil(top) - 1 if interval.high_open and interval.high <= 65_535 else math.floor(top)
+        if low <= high:
+            spans.append((low, high))
+    return tuple(spans)
+
+
+def merged_spans(ports: Ports) -> Ports:
+    """Sorted and without overlaps."""
+    merged: list[tuple[int, int]] = []
+    for low, high in sorted(ports):
+        if merged and low <= merged[-1][1] + 1:
+            merged[-1] = (merged[-1][0], max(high, merged[-1][1]))
+        else:
+            merged.append((low, high))
+    return tuple(merged)
+
+
+# -- transports and ports -----------------------------------------------------------------------------------------
+
+
+def _by_transport(asked: Iterable[tuple[CompiledRule, frozenset[str]]]) -> dict[str, TransportNeed]:
+    needs: dict[str, TransportNeed] = {}
+    for rule, transports in asked:
+        ports = _ports(rule)
+        for name in TRANSPORTS:
+            if name in transports:
+                needs[name] = _joined(needs.get(name), TransportNeed(ports, (rule.name,)))
+    return needs
+
+
+def _joined(left: TransportNeed | None, right: TransportNeed) -> TransportNeed:
+    if left is None:
+        return right
+    ports = None if left.ports is None or right.ports is None else merged_spans(left.ports + right.ports)
+    return TransportNeed(ports, tuple(dict.fromkeys(left.rules + right.rules)))
+
+
+def _met_transports(rule: CompiledRule) -> frozenset[str]:
+    """The transports of the flows that the rule itself or a residual block of it may meet."""
+    spans = rule.residual is not None and rule.residual.spans_ports
+    return frozenset(TRANSPORTS) if spans else rule_transports(rule)
+
+
+def _ports(rule: CompiledRule) -> Ports | None:
+    if isinstance(rule.action, Redirect) or (rule.residual is not None and rule.residual.spans_ports):
+        # Replies may come from another port than the one that the client asked; a block may meet any port.
+        return None
+    # A residual block meets flows from other ports of the client, too.
+    ends = ("port.server", "port.client") if rule.residual is None else ("port.server",)
+    for condition in rule.conditions:
+        if condition.field in ends and not condition.negated:
+            spans = spans_of(condition.matcher)
+            if spans is not None:
+                return merged_spans(spans)
+    return None
+
+
+def _condition_transports(condition: Condition) -> frozenset[str]:
+    if condition.field == "transport":
+        return frozenset(name for name in TRANSPORTS if _holds(condition, name))
+    if condition.field == "protocol":
+        names = _protocols(condition)
+        if UNKNOWN_PROTOCOL in names:
+            return frozenset(TRANSPORTS)
+        return _named(frozenset().union(*(dissector_transports()[name] for name in names)))
+    field = rule_fields().get(condition.field)
+    if field is None or not field.transports:
+        return frozenset(TRANSPORTS)
+    return _named(field.transports)
+
+
+def _named(numbers: Iterable[int]) -> frozenset[str]:
+    return frozenset(TRANSPORT_NAMES.get(number, OTHER) for number in numbers)
+
+
+def _protocols(condition: Condition) -> frozenset[str]:
+    names = (*dissector_transports(), UNKNOWN_PROTOCOL)
+    return frozenset(name for name in names if _holds(condition, name))
+
+
+def _dissectors_of(rule: CompiledRule) -> frozenset[str]:
+    found: set[str] = set()
+    for condition in rule.conditions:
+        if condition.field == "protocol":
+            names = _protocols(condition)
+            found |= dissector_transports().keys() if condition.negated or UNKNOWN_PROTOCOL in names else names
+        elif (field := rule_fields().get(condition.field)) is not None and field.dissector:
+            found.add(field.dissector)
+    return frozenset(found)
+
+
+def _holds(condition: Condition, value: Fact) -> bool:
+    return (condition.matcher.match(value) is not None) is not condition.negated
+
+
+# -- packets of TCP flows -----------------------------------------------------------------------------------------
+
+
+def _reasons(rules: Iterable[CompiledRule], why: object) -> Iterator[Reason]:
+    assert callable(why)
+    seen: set[Reason] = set()
+    for rule in rules:
+        text = why(rule)
+        if text and (reason := Reason(rule.name, text)) not in seen:
+            seen.add(reason)
+            yield reason
+
+
+def _knobs(options: TcpOptions) -> Iterator[Reason]:
+    standard = TcpOptions()
+    for knob in fields(options):
+        value = getattr(options, knob.name)
+        if knob.name not in _KNOWN_TCP_KNOBS and value != getattr(standard, knob.name):
+            yield Reason(f"tcp.{knob.name}", "it may look at any packet")
+
+
+def _create_knob(options: TcpOptions) -> Iterator[Reason]:
+    if options.create_on != "syn":
+        yield Reason("tcp.create_on", "a SYN/ACK makes this censor follow a connection")
+
+
+def _why_every_packet(rule: CompiledRule) -> str:
+    action = rule.action
+    counts = [condition.field for condition in rule.conditions if condition.field.startswith("count.")]
+    if rule.hooks:
+        return "asks a Python function at each packet"
+    if counts:
+        return f"counts every packet ({counts[0]})"
+    if isinstance(action, Freeze) and not action.payload_only:
+        return "counts every packet before it freezes (`payload_only: true` would count payload alone)"
+    if isinstance(action, Delay) or (isinstance(action, Throttle) and action.mode == "shape"):
+        return "holds packets, and none may overtake"
+    if rule.scope is Scope.FLOW and rule.schedule is not None:
+        return "begins by its schedule, at whatever packet comes then"
+    if rule.scope is not Scope.MESSAGE and rule.odds is not None and rule.odds.per == "packet":
+        return "throws its dice at each packet"
+    if rule.scope is Scope.FLOW and rule.repeat:
+        return "acts at each packet"
+    if rule.scope is Scope.PACKET and all(map(_holds_bare, rule.conditions)):
+        return "matches packets without payload"
+    return ""
+
+
+def _why_server_payload(rule: CompiledRule) -> str:
+    if rule.scope is Scope.PACKET and _holds_towards_client(rule):
+        return "matches packets of the server"
+    return ""
+
+
+def _why_handshake(rule: CompiledRule) -> str:
+    if rule.scope is not Scope.PACKET or not _holds_towards_client(rule):
+        return ""
+    if any(condition.field.startswith("payload.") for condition in rule.conditions):
+        return ""
+    for condition in rule.conditions:
+        if condition.field == "tcp.flags" and not any(_holds(condition, f"SA{more}") for more in _letters("UEC")):
+            return ""
+    return "matches a SYN/ACK"
+
+
+def _holds_towards_client(rule: CompiledRule) -> bool:
+    return all(_holds(condition, "to_client") for condition in rule.conditions if condition.field == "direction")
+
+
+def _holds_bare(condition: Condition) -> bool:
+    """Whether the condition can hold at a segment without payload, SYN, FIN and RST."""
+    if condition.field.startswith("payload."):
+        return False
+    if condition.field == "tcp.flags":
+        return any(_holds(condition, flags) for flags in _letters("PAUEC"))
+    if condition.field == "packet.length":
+        return any(_holds(condition, length) for length in _BARE_LENGTHS)
+    return True
+
+
+def _letters(flags: str) -> Iterator[str]:
+    for count in range(len(flags) + 1):
+        yield from map("".join, combinations(flags, count))
