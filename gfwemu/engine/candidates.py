@@ -11,9 +11,12 @@ from gfwemu.engine.matching import match_condition
 from gfwemu.flow.flow import Flow, direction_index
 from gfwemu.model import Direction
 from gfwemu.rules.compiled import CompiledRule, Condition, Facts, Scope
+from gfwemu.rules.fields import rule_fields
 
 _REPEATING = frozenset({"poison", "alert"})
 """Actions that act on every message that matches, not once a flow."""
+
+_NOWHERE = frozenset({-1})
 
 Limit = tuple[Callable[[Flow], int], Callable[[int], bool]]
 """A count that only grows, and whether it has left for good the range that the rule asks for."""
@@ -33,6 +36,7 @@ class Candidate:
     """A rule and what follows from its match.
 
     eager: it may fire at a packet that completes no message. by_message: it fires at every message that matches.
+    lasts: it may fire at other packets than a flow's first. transports: those on which it can (empty: any).
     """
 
     rule: CompiledRule
@@ -42,6 +46,8 @@ class Candidate:
     limits: tuple[Limit, ...]
     eager: bool
     by_message: bool
+    lasts: bool
+    transports: frozenset[int]
 
     @classmethod
     def of(cls, rule: CompiledRule) -> Candidate:
@@ -61,15 +67,13 @@ class Candidate:
             _limits(rule),
             eager=not by_message and (rule.scope is Scope.PACKET or rule.schedule is not None or rule.repeat),
             by_message=by_message,
+            lasts=rule.scope is not Scope.FLOW or rule.schedule is not None or rule.repeat,
+            transports=_transports(rule),
         )
 
     @property
     def repeats(self) -> bool:
         return self.rule.repeat or (self.by_message and self.rule.action_name in _REPEATING)
-
-    def refuted(self, flow_facts: Facts) -> bool:
-        """Whether what is known when the flow opens rules this rule out for good."""
-        return _refuted(self.flow_conditions, flow_facts)
 
     def may_hold(self, view: View) -> bool:
         """Whether all but the hooks hold, for a flow that does not refute the rule."""
@@ -83,21 +87,25 @@ class Candidate:
         """Whether a count that only grows has left the range that the rule asks for."""
         return any(beyond(count(flow)) for count, beyond in self.limits)
 
-    def may_fire(self, flow: Flow, *, messages_over: bool) -> bool:
-        """Whether the rule may still fire at a later packet. messages_over: the flow's facts are complete."""
-        if self.rule.scope is Scope.FLOW:
-            return self.rule.schedule is not None or self.rule.repeat
-        if messages_over and (self.by_message or _refuted(self.message_conditions, flow.facts)):
-            return False
-        return self.rule.scope is Scope.MESSAGE or not self.exhausted(flow)
+    def refuted_by(self, facts: Facts) -> bool:
+        """Whether all that will ever be known of the flow's messages rules this rule out."""
+        for condition in self.message_conditions:
+            value = facts.get(condition.field)
+            if value is None or match_condition(condition, value) is None:
+                return True
+        return False
 
 
-def _refuted(conditions: tuple[Condition, ...], facts: Facts) -> bool:
-    for condition in conditions:
-        value = facts.get(condition.field)
-        if value is None or match_condition(condition, value) is None:
-            return True
-    return False
+def _transports(rule: CompiledRule) -> frozenset[int]:
+    """Those on which every field that the rule asks for may be known; empty: any."""
+    allowed: frozenset[int] = frozenset()
+    for condition in rule.conditions:
+        field = rule_fields().get(condition.field)
+        if field is not None and field.transports:
+            allowed = allowed & field.transports if allowed else field.transports
+            if not allowed:
+                return _NOWHERE
+    return allowed
 
 
 def _limits(rule: CompiledRule) -> tuple[Limit, ...]:

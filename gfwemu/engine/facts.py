@@ -8,7 +8,7 @@ from collections.abc import Callable, Sequence
 from typing import Any
 
 from gfwemu.flow.flow import Flow, direction_index
-from gfwemu.model import TRANSPORT_NAMES, Direction, Side
+from gfwemu.model import TRANSPORT_NAMES, Direction, FiveTuple, Side
 from gfwemu.rules.compiled import Fact, Facts, Subscriber
 from gfwemu.wire.packet import Packet
 
@@ -32,29 +32,53 @@ def inside_end(flow: Flow) -> bytes:
     return flow.tuple.dst if flow.side is Side.OUTSIDE else flow.tuple.src
 
 
-def flow_facts(flow: Flow, subscribers: Sequence[Subscriber]) -> dict[str, Any]:
-    """FLOW-scope fields; `ip.any` holds both ends."""
-    key = flow.tuple
-    facts: dict[str, Any] = {
-        "ip.client": key.src,
-        "ip.server": key.dst,
-        "ip.any": (key.src, key.dst),
-        "ip.version": 4 if len(key.src) == 4 else 6,
-        "transport": TRANSPORT_NAMES.get(key.proto, "other"),
-    }
-    if key.sport or key.dport:
-        facts["port.client"] = key.sport
-        facts["port.server"] = key.dport
-        facts["port.client_above_server"] = key.sport > key.dport
-    if flow.side is not None:
-        facts["initiator"] = flow.side.value
-    inside = inside_end(flow)
-    for subscriber in subscribers:
-        if in_networks(inside, subscriber.networks):
-            facts["subscriber"] = subscriber.name
-            facts["subscriber.group"] = tuple(sorted(subscriber.groups))
-            break
-    return facts
+class FlowFacts:
+    """The FLOW-scope fields, each worked out when a rule asks. `ip.any` holds both ends.
+
+    key: from client to server. side: of who opened the flow.
+    """
+
+    __slots__ = ("key", "side", "subscriber")
+
+    def __init__(self, flow: Flow, subscribers: Sequence[Subscriber]) -> None:
+        self.key = flow.tuple
+        self.side = flow.side
+        self.subscriber: Subscriber | None = None
+        if subscribers:
+            inside = inside_end(flow)
+            self.subscriber = next((one for one in subscribers if in_networks(inside, one.networks)), None)
+
+    def get(self, field: str) -> Any:
+        """None where it is not known and never will be."""
+        read = _FLOW_FIELDS.get(field)
+        return None if read is None else read(self)
+
+    def known(self) -> dict[str, Fact]:
+        """All that is known."""
+        values = {field: read(self) for field, read in _FLOW_FIELDS.items()}
+        return {field: value for field, value in values.items() if value is not None}
+
+
+def _of_ports(read: Callable[[FiveTuple], Fact]) -> Callable[[FlowFacts], Any]:
+    return lambda facts: read(facts.key) if facts.key.sport or facts.key.dport else None
+
+
+_FLOW_FIELDS: dict[str, Callable[[FlowFacts], Any]] = {
+    "ip.client": lambda facts: facts.key.src,
+    "ip.server": lambda facts: facts.key.dst,
+    "ip.any": lambda facts: (facts.key.src, facts.key.dst),
+    "ip.version": lambda facts: 4 if len(facts.key.src) == 4 else 6,
+    "port.client": _of_ports(lambda key: key.sport),
+    "port.server": _of_ports(lambda key: key.dport),
+    "port.client_above_server": _of_ports(lambda key: key.sport > key.dport),
+    "transport": lambda facts: TRANSPORT_NAMES.get(facts.key.proto, "other"),
+    "initiator": lambda facts: None if facts.side is None else facts.side.value,
+    "subscriber": lambda facts: None if facts.subscriber is None else facts.subscriber.name,
+    "subscriber.group": lambda facts: None if facts.subscriber is None else tuple(sorted(facts.subscriber.groups)),
+}
+
+FLOW_FIELDS = frozenset(_FLOW_FIELDS)
+"""What is known, or known never to come, when a flow opens."""
 
 
 def flags_text(flags: int) -> str:
@@ -89,24 +113,6 @@ def entropy(payload: bytes) -> float:
     """Shannon entropy of the distribution of byte values, in bits per byte, 0 to 8."""
     size = len(payload)
     return math.log2(size) - sum(count * math.log2(count) for count in Counter(payload).values()) / size
-
-
-FLOW_FIELDS = frozenset(
-    {
-        "ip.client",
-        "ip.server",
-        "ip.any",
-        "ip.version",
-        "port.client",
-        "port.server",
-        "port.client_above_server",
-        "transport",
-        "initiator",
-        "subscriber",
-        "subscriber.group",
-    }
-)
-"""What is known, or known never to come, when a flow opens."""
 
 
 class PacketView:
@@ -157,7 +163,7 @@ class View:
 
     __slots__ = ("flow_facts", "message", "packet")
 
-    def __init__(self, flow_facts: Facts, message: Facts, packet: PacketView | None) -> None:
+    def __init__(self, flow_facts: FlowFacts, message: Facts, packet: PacketView | None) -> None:
         self.flow_facts = flow_facts
         self.message = message
         self.packet = packet
@@ -172,7 +178,7 @@ class View:
 
     def facts(self) -> dict[str, Fact]:
         """All of it, for a Python hook."""
-        known: dict[str, Fact] = dict(self.flow_facts)
+        known = self.flow_facts.known()
         known.update(self.message)
         if self.packet is not None:
             for field, read in PACKET_FIELDS.items():

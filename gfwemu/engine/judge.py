@@ -10,9 +10,10 @@ from gfwemu.engine.candidates import Candidate
 from gfwemu.engine.commands import Command, Report, Watch
 from gfwemu.engine.dice import Dice
 from gfwemu.engine.enforce import Enforcer
-from gfwemu.engine.facts import PacketView, View, flow_facts
+from gfwemu.engine.facts import FlowFacts, PacketView, View
 from gfwemu.engine.inspect import Inspector
 from gfwemu.engine.matching import evidence_of, holds
+from gfwemu.engine.pending import Prospects
 from gfwemu.engine.records import Evidence, FlowRef, MessageSeen, ResidualHit, RuleHit
 from gfwemu.engine.treatments import PassFlow, covers
 from gfwemu.engine.work import Decision, Work
@@ -43,7 +44,7 @@ class Judge:
     def load(self, rules: RuleSet) -> None:
         self._rules = rules
         self._generation += 1
-        self._candidates = [Candidate.of(rule) for rule in rules.rules]
+        self._prospects = Prospects(rules.rules)
         self._inspector = Inspector(rules)
         self._dice = Dice(self._rng, rules.seed)
         self._enforcer = Enforcer(self._dice, self._real_seconds, rules.options.flows.limit)
@@ -85,16 +86,16 @@ class Judge:
         if decision is None or decision.generation != self._generation:
             if flow.sessions == ():
                 flow.read_anew()
-            facts = flow_facts(flow, self._rules.subscribers)
-            pending = [candidate for candidate in self._candidates if not candidate.refuted(facts)]
-            decision = flow.decision = Decision(self._generation, facts, pending)
+            facts = FlowFacts(flow, self._rules.subscribers)
+            decision = flow.decision = Decision(self._generation, facts, self._prospects.opening(facts))
         return decision
 
     # -- rules --------------------------------------------------------------------------------------------------
 
     def _inspect(self, work: Work, decision: Decision, censor_now: float, told: list[Command]) -> None:
         flow, packet = work.flow, work.packet
-        messages = self._inspector.read(packet, flow, work.direction) if decision.pending else []
+        pending = decision.pending
+        messages = self._inspector.read(packet, flow, work.direction) if pending else []
         for message in messages:
             flow.facts = {**flow.facts, **message.facts} if flow.facts else message.facts
             if flow.protocol:
@@ -102,8 +103,12 @@ class Judge:
         fresh = decision.fresh
         if fresh and flow.facts and not messages:
             messages = [Message(flow.facts)]
-        if messages or fresh or (decision.eager and _any_may_hold(work, decision)):
-            self._try_rules(work, decision, messages, censor_now, told)
+        if messages or (fresh and pending.whole):
+            touched = self._prospects.touched(pending, [message.facts for message in messages])
+        else:
+            touched = pending.eager if pending.eager and _any_may_hold(work, decision) else ()
+        if touched:
+            self._try_rules(touched, work, decision, messages, censor_now, told)
         decision.fresh = False
         if decision.terminal is None:
             # A piece of a datagram says nothing of what its flow may still bring.
@@ -113,7 +118,13 @@ class Judge:
             flow.forget_stream()
 
     def _try_rules(
-        self, work: Work, decision: Decision, messages: Sequence[Message], censor_now: float, told: list[Command]
+        self,
+        candidates: Sequence[Candidate],
+        work: Work,
+        decision: Decision,
+        messages: Sequence[Message],
+        censor_now: float,
+        told: list[Command],
     ) -> None:
         """In order; the first rule that holds now and is terminal ends it. Alternatives of a rule act as one."""
         packet = PacketView(work.packet, work.flow, work.direction)
@@ -123,7 +134,7 @@ class Judge:
         stream = work.flow.excerpts[direction_index(work.direction)]
         over: set[str] = set()
         done: set[tuple[str, int]] = set()
-        for candidate in tuple(decision.pending if messages or decision.fresh else decision.eager):
+        for candidate in candidates:
             rule = candidate.rule
             if (over and rule.name in over) or not _in_force(rule, censor_now):
                 continue
@@ -146,7 +157,7 @@ class Judge:
                     continue
                 if not candidate.repeats if acts else not candidate.by_message:
                     over.add(rule.name)
-                    decision.forget(rule.name)
+                    decision.pending = self._prospects.without(decision.pending, rule.name)
                     break
 
     def _acts(self, rule: CompiledRule, work: Work) -> bool:
@@ -160,16 +171,12 @@ class Judge:
             work.flow.rules += (rule.name,)
         told.append(_hit(rule, work, evidence, view))
 
-    @staticmethod
-    def _settle(flow: Flow, decision: Decision, *, fresh: bool, messages_over: bool) -> None:
+    def _settle(self, flow: Flow, decision: Decision, *, fresh: bool, messages_over: bool) -> None:
         """Drops rules that can no longer fire; a flow without any passes for good."""
-        stale = fresh or messages_over is not decision.messages_over
-        for one in decision.eager:
-            stale = stale or (bool(one.limits) and one.exhausted(flow))
-        if stale:
+        pending = decision.pending
+        if fresh or messages_over is not decision.messages_over or (pending.limited and pending.ended_by_count(flow)):
             decision.messages_over = messages_over
-            decision.pending = [one for one in decision.pending if one.may_fire(flow, messages_over=messages_over)]
-            decision.eager = [one for one in decision.pending if one.eager]
+            decision.pending = self._prospects.remaining(pending, flow, messages_over=messages_over)
         if not decision.pending:
             decision.terminal = PassFlow()
 
@@ -253,7 +260,7 @@ def flow_ref(flow: Flow) -> FlowRef:
 def _any_may_hold(work: Work, decision: Decision) -> bool:
     """Whether any rule that needs no message may hold at this packet: mostly none does, and nothing is to be built."""
     view = View(decision.facts, work.flow.facts, PacketView(work.packet, work.flow, work.direction))
-    return any(candidate.may_hold(view) for candidate in decision.eager)
+    return any(candidate.may_hold(view) for candidate in decision.pending.eager)
 
 
 def _is_treated(decision: Decision, rule: CompiledRule) -> bool:

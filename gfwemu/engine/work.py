@@ -5,11 +5,12 @@ from __future__ import annotations
 from dataclasses import dataclass, field
 from typing import Protocol
 
-from gfwemu.engine.candidates import Candidate
+from gfwemu.engine.facts import FlowFacts
 from gfwemu.engine.forge import Forged
+from gfwemu.engine.pending import Pending
 from gfwemu.flow.flow import Flow
 from gfwemu.model import Direction, Verdict
-from gfwemu.rules.compiled import CompiledRule, Fact
+from gfwemu.rules.compiled import CompiledRule
 from gfwemu.wire.packet import Packet
 
 
@@ -70,14 +71,13 @@ class Modifier(Treatment, Protocol):
 class Decision:
     """The engine's notes on one flow: which rules may still fire, and what those that fired ordered.
 
-    pending: the rules that may still fire; `eager` those of them that any packet may set off. settled: at some packet
-    it was clear that all later ones get the same verdict.
+    pending: the rules that may still fire. settled: at some packet it was clear that all later ones get the same
+    verdict.
     """
 
     generation: int
-    facts: dict[str, Fact]
-    pending: list[Candidate]
-    eager: list[Candidate] = field(default_factory=list)
+    facts: FlowFacts
+    pending: Pending
     fresh: bool = True
     messages_over: bool = False
     terminal: Treatment | None = None
@@ -85,8 +85,3 @@ class Decision:
     told_drops: tuple[Direction, ...] = ()
     spared_by: dict[str, bool] | None = None
     settled: bool = False
-
-    def forget(self, name: str) -> None:
-        """The rule, all its alternatives included, will not fire again."""
-        self.pending = [candidate for candidate in self.pending if candidate.rule.name != name]
-        self.eager = [candidate for candidate in self.eager if candidate.rule.name != name]
