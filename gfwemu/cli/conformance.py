@@ -14,7 +14,7 @@ from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, T
 from gfwemu.conformance.cases import Case, choose, load_cases
 from gfwemu.conformance.replay import replay_cases
 from gfwemu.conformance.report import print_list, print_results, tally, write_document
-from gfwemu.conformance.result import FAIL, PASS, Result
+from gfwemu.conformance.result import FAIL, GAP, PASS, Result
 from gfwemu.conformance.without import load_without
 from gfwemu.errors import UsageError
 from gfwemu.rules.catalogue import find_profile
@@ -28,8 +28,8 @@ Examples:
   gfwemu conformance --write docs/conformance.md
 
 \b
-Exit codes: 0 every case passed, 1 one failed or was inconclusive, 2 wrong usage, 3 wrong rules or cases, 4 the machine
-lacks a capability.
+Exit codes: 0 every case passed or is a known gap, 1 one failed or was inconclusive, 2 wrong usage, 3 wrong rules
+or cases, 4 the machine lacks a capability.
 """
 
 
@@ -87,7 +87,7 @@ def conformance(
     else:
         print_results(results, Console(width=None if sys.stdout.isatty() else 200), quiet=quiet)
     if without:
-        noticed = [one.case.id for one in results if one.verdict == FAIL]
+        noticed = [one.case.id for one in results if one.verdict in (FAIL, GAP)]
         click.echo(
             f"Without {', '.join(without)}, {len(noticed)} of {len(results)} cases notice: {', '.join(noticed)}",
             err=True,
@@ -95,7 +95,7 @@ def conformance(
         return
     if not as_json:
         click.echo(tally(results))
-    sys.exit(0 if all(one.verdict == PASS for one in results) else 1)
+    sys.exit(0 if all(one.verdict in (PASS, GAP) for one in results) else 1)
 
 
 def _run(

@@ -35,6 +35,7 @@ class Case:
     steps: tuple[Step, ...]
     expect: Expect | None
     note: str
+    gap: str
     place: Place
 
     @property
@@ -141,9 +142,10 @@ def _fit(entry: CaseEntry, file: CaseFile, era: str, place: Place) -> Case:
         clock=None if entry.clock is None else datetime.fromisoformat(entry.clock).timestamp(),
         repeat=changes.repeat or entry.repeat,
         rate=changes.rate or (None if "rate" in changes.model_fields_set else entry.rate),
-        delays=entry.delays,
+        delays=changes.delays or entry.delays,
         steps=tuple(changes.steps if changes.steps is not None else entry.steps),
         expect=changes.expect if changes.expect is not None else entry.expect,
-        note=changes.note or entry.note or "",
+        note=" ".join((changes.note or entry.note or "").split()),
+        gap=(entry.gap if changes.gap is None else changes.gap) or "",
         place=place,
     )

@@ -272,11 +272,13 @@ class Changes(Section):
     expect: AnyExpect | None = None
     rate: Rate | None = None
     repeat: Annotated[int, Field(ge=1, le=2000)] | None = None
+    delays: Quantiles | None = None
+    gap: str | None = None
     note: str | None = None
 
 
 class CaseEntry(Section):
-    """One behaviour, and the script that shows it."""
+    """One behaviour, and the script that shows it. gap: why the profile does not show it yet."""
 
     id: Name
     behaviour: str
@@ -293,6 +295,7 @@ class CaseEntry(Section):
     steps: list[Step]
     expect: AnyExpect | None = None
     eras: Annotated[dict[Name, Changes], Field(default_factory=dict)]
+    gap: str | None = None
     note: str | None = None
 
     @model_validator(mode="after")

@@ -281,12 +281,14 @@ class Play:
     async def _expect(self, expect: Expect) -> None:
         start = self._stage.now
         await self._pass(SETTLE)
+        pause = _POLL * 5
         while True:
             scene = Scene(self._stage, self._channels, self._mark, self._ended)
             wrong = mismatches(expect, scene)
             if not wrong or self._stage.now - start > PATIENCE:
                 break
-            await self._pass(_POLL * 5)
+            await self._pass(pause)
+            pause *= 2
         first = self._first_delay(scene)
         if self.outcome.delay is None:
             self.outcome.delay = first

@@ -14,11 +14,11 @@ from rich.table import Table
 
 from gfwemu.conformance.cases import Case, eras_of_cases, load_cases
 from gfwemu.conformance.replay import replay_cases
-from gfwemu.conformance.result import FAIL, INCONCLUSIVE, PASS, Result, expected
+from gfwemu.conformance.result import FAIL, GAP, INCONCLUSIVE, PASS, Result, expected
 from gfwemu.rules.catalogue import find_profile, profiles
 from gfwemu.rules.load import load_rules
 
-_COLOURS = {PASS: "green", FAIL: "bold red", INCONCLUSIVE: "yellow"}
+_COLOURS = {PASS: "green", FAIL: "bold red", INCONCLUSIVE: "yellow", GAP: "magenta"}
 _EVIDENCE = {
     "found": "read in a primary source",
     "secondary": "read in a summary of the source",
@@ -45,7 +45,9 @@ def print_results(results: Sequence[Result], console: Console, *, quiet: bool) -
         if quiet and one.verdict == PASS:
             continue
         case = one.case
-        observed = one.observed if one.verdict != FAIL else "; ".join(one.wrong)
+        observed = one.observed if one.verdict not in (FAIL, GAP) else "; ".join(one.wrong)
+        if one.verdict == GAP:
+            observed = f"{case.gap}: {observed}"
         table.add_row(
             f"[bold]{escape(case.id)}[/bold]\n{escape(case.behaviour)}",
             escape(case.cite),
@@ -61,11 +63,10 @@ def print_results(results: Sequence[Result], console: Console, *, quiet: bool) -
 def tally(results: Sequence[Result]) -> str:
     counts = Counter(one.verdict for one in results)
     parts = [f"{counts[PASS]} of {len(results)} cases pass"]
-    if counts[FAIL]:
-        parts.append(f"{counts[FAIL]} fail: {', '.join(one.case.id for one in results if one.verdict == FAIL)}")
-    if counts[INCONCLUSIVE]:
-        names = ", ".join(one.case.id for one in results if one.verdict == INCONCLUSIVE)
-        parts.append(f"{counts[INCONCLUSIVE]} inconclusive: {names}")
+    for verdict, said in ((FAIL, "fail"), (INCONCLUSIVE, "inconclusive"), (GAP, "known gaps")):
+        if counts[verdict]:
+            names = ", ".join(one.case.id for one in results if one.verdict == verdict)
+            parts.append(f"{counts[verdict]} {said}: {names}")
     return "; ".join(parts) + "."
 
 
@@ -80,7 +81,7 @@ def write_document(path: Path) -> int:
         cases = load_cases(era)
         results = replay_cases(load_rules([find_profile(era)]), [case for case in cases if case.replayed])
         passed = sum(one.verdict == PASS for one in results)
-        failed |= passed < len(results)
+        failed |= any(one.verdict not in (PASS, GAP) for one in results)
         overview.append(f"| `{era}` | {len(cases)} | {len(results)} | {passed} | {len(cases) - len(results)} |")
         sections.append(_section(era, cases, results))
     evidence = "\n".join(f"| {grade} | {meaning} |" for grade, meaning in _EVIDENCE.items())
@@ -99,8 +100,9 @@ def _section(era: str, cases: Sequence[Case], results: Sequence[Result]) -> str:
         for case in group:
             one = verdicts.get(case.id)
             observed = "a program of the lab: live only" if one is None else one.observed
-            verdict = "live" if one is None else one.verdict
-            cells = (case.id, case.behaviour, case.cite, case.evidence, expected(case), observed, verdict)
+            verdict = "live" if one is None else f"gap: {case.gap}" if one.verdict == GAP else one.verdict
+            behaviour = f"{case.behaviour} *{case.note}*" if case.note else case.behaviour
+            cells = (case.id, behaviour, case.cite, case.evidence, expected(case), observed, verdict)
             lines.append(f"| {' | '.join(cell.replace('|', '/') for cell in cells)} |")
         lines.append("")
     return "\n".join(lines)

@@ -13,7 +13,8 @@ from gfwemu.conformance.play import Outcome
 from gfwemu.conformance.rates import interval
 from gfwemu.conformance.specs import Range
 
-PASS, FAIL, INCONCLUSIVE = "pass", "FAIL", "inconclusive"
+PASS, FAIL, INCONCLUSIVE, GAP = "pass", "FAIL", "inconclusive", "gap"
+"""A gap is a failure that the case file owns up to."""
 _ENOUGH = 0.9
 """Of the repetitions of a rate, this share must have been conclusive."""
 
@@ -37,6 +38,8 @@ class Result:
             "evidence": case.evidence,
             "rules": list(case.rules),
             "must_not": case.must_not,
+            "note": case.note,
+            "gap": case.gap,
             "expected": expected(case),
             "observed": self.observed,
             "wrong": self.wrong,
@@ -68,7 +71,7 @@ def judge(case: Case, outcomes: Sequence[Outcome]) -> Result:
     if case.delays is not None:
         said, amiss = _delays(case, [one.delay for one in good if one.delay is not None])
         observed, wrong = f"{observed}; {said}" if case.rate else said, wrong + amiss
-    return Result(case, FAIL if wrong else PASS, observed, wrong)
+    return Result(case, PASS if not wrong else GAP if case.gap else FAIL, observed, wrong)
 
 
 def _delays(case: Case, delays: Sequence[float]) -> tuple[str, list[str]]:
