@@ -23,6 +23,7 @@ from benchmarks import machine
 from benchmarks.censor import MeasureError
 from benchmarks.figures import Figure
 from benchmarks.measures import bulk, connections, dns, flows, latency, load, packets, reload, replay, reset
+from benchmarks.soak import soak
 from benchmarks.stage import QUICK, Bench, Scale
 from benchmarks.table import machine_words, make_table
 from rich.console import Console
@@ -55,6 +56,13 @@ _ASK_HOP = "from gfwemu.kernel.hop import find_hop; from gfwemu.kernel.nft impor
     metavar="FOLDER",
     help="Keep cProfile's statistics of the daemon here, a file a measure. It slows the daemon down.",
 )
+@click.option(
+    "--soak",
+    "soak_minutes",
+    type=click.FloatRange(min=0, min_open=True),
+    metavar="MINUTES",
+    help="Instead of measuring: a mixed load for so long, and whether memory, descriptors and queue stay as they are.",
+)
 def bench(
     only: tuple[str, ...],
     quick: bool,
@@ -62,6 +70,7 @@ def bench(
     json_file: str | None,
     compare: Path | None,
     profiles: Path | None,
+    soak_minutes: float | None,
 ) -> None:
     """Measure what the censor costs: one table, a few minutes.
 
@@ -69,10 +78,11 @@ def bench(
     lab/bench
     lab/bench --json lab/bench-table.json
     lab/bench --only bulk --only latency --quick
+    lab/bench --soak 30
 
     Only ratios travel from one machine to another. A target that is missed is no error.
 
-    Exit codes: 0 everything was measured, 1 a measure failed, 2 wrong usage, 4 the machine lacks something.
+    Exit codes: 0 everything was measured, 1 something failed, 2 wrong usage, 4 the machine lacks something.
     """
     earlier = read_earlier(compare, quick)
     if profiles is not None:
@@ -91,6 +101,8 @@ def bench(
     with tempfile.TemporaryDirectory(prefix="gfwemu-bench-") as directory:
         Path(directory).chmod(0o755)
         work = Bench(scale, Path(directory), profiles)
+        if soak_minutes is not None:
+            sys.exit(run_long(work, soak_minutes))
         about["hop"] = queue_hop(work)
         for measure in chosen:
             progress.print(f"{measure.NAME} ...", highlight=False, end=" ")
@@ -117,6 +129,22 @@ def bench(
     if json_file is not None:
         keep(record, json_file)
     sys.exit(1 if failures else 0)
+
+
+def run_long(work: Bench, minutes: float) -> int:
+    """The exit code."""
+    queue_hop(work)
+    try:
+        found = soak(work, minutes * 60, click.echo)
+    except (GfwemuError, MeasureError, OSError, subprocess.TimeoutExpired) as error:
+        click.echo(f"bench: the long run failed: {error}", err=True)
+        return 1
+    click.echo(", ".join(f"{count:,} {how}" for how, count in sorted(found.outcomes.items())))
+    for problem in found.problems:
+        click.echo(f"wrong: {problem}")
+    if not found.problems:
+        click.echo("Memory and descriptors stayed as they were, and every packet got its verdict.")
+    return 1 if found.problems else 0
 
 
 def show(

@@ -55,6 +55,10 @@ class Censor:
         # proc(5): utime and stime are fields 14 and 15; the state, first here, is 3.
         return (int(fields[11]) + int(fields[12])) / _TICKS
 
+    def descriptors(self) -> int:
+        """Open files."""
+        return sum(1 for _ in Path(f"/proc/{self.pid}/fd").iterdir())
+
     def memory(self, field: str) -> float:
         """In MB (10^6 bytes), by a field of proc(5)'s status."""
         text = Path(f"/proc/{self.pid}/status").read_text(encoding="utf-8")

@@ -56,6 +56,15 @@ class Work:
         return f"{text}, {self.cpu / self.queued * 1e6:.0f} us a packet" if self.queued and self.cpu else text
 
 
+@dataclass(frozen=True, slots=True)
+class Queues:
+    """Packets that were queued so far, that wait for their verdict now, and that could not be queued."""
+
+    queued: int
+    waiting: int
+    dropped: int
+
+
 class Stage:
     """One lab and the programs of the traffic folder in it. `censor` None: plain forwarding."""
 
@@ -137,9 +146,18 @@ class Stage:
     def work(self) -> Work:
         """Of the censor so far; there must be one."""
         assert self.censor is not None
-        row = self.run(["cat", _QUEUES], timeout=10, node="censor", as_root=True).split()
-        # The kernel's nfnetlink_queue.c (seq_show): the eighth column is the number of the last packet queued.
-        return Work(int(row[7]), self.censor.cpu())
+        return Work(self.queues().queued, self.censor.cpu())
+
+    def queues(self) -> Queues:
+        """All of the censor's queues together, so far."""
+        rows = [row.split() for row in self.run(["cat", _QUEUES], timeout=10, node="censor", as_root=True).splitlines()]
+        # The kernel's nfnetlink_queue.c (seq_show): number, port, waiting, copy mode, copy range, dropped because the
+        # queue was full, dropped because the socket was, number of the last packet.
+        return Queues(
+            sum(int(row[7]) for row in rows),
+            sum(int(row[2]) for row in rows),
+            sum(int(row[5]) + int(row[6]) for row in rows),
+        )
 
 
 class Bench:
@@ -188,6 +206,10 @@ class Bench:
     def hellos(self) -> Path:
         """ClientHellos with allowed names, each with its own."""
         return self.kept("allowed.hellos", lambda path: workload.write_hellos(path, 1000))
+
+    def queries(self) -> Path:
+        """For dnsperf."""
+        return self.kept("queries", lambda path: workload.write_queries(path, self.scale.names))
 
     def kept(self, name: str, make: Callable[[Path], object]) -> Path:
         """A file or folder that is made when it is wanted for the first time."""

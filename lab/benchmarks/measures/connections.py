@@ -27,11 +27,11 @@ def measure(bench: Bench) -> list[Figure]:
     hellos, seconds = bench.hellos(), bench.scale.seconds
     answers = "answers", _ANSWER, *_PORTS
     with bench.both() as (plain, censored), plain.serve(*answers), censored.serve(*answers):
-        rounds.add(ceiling=_rate(plain, "127.0.0.1", hellos, seconds, "internet"))
+        rounds.add(ceiling=connection_rate(plain, "127.0.0.1", hellos, seconds, "internet"))
         for _ in range(bench.scale.rounds):
-            rounds.add(plain=_rate(plain, ALLOWED_SERVER, hellos, seconds))
+            rounds.add(plain=connection_rate(plain, ALLOWED_SERVER, hellos, seconds))
             start = censored.work()
-            rounds.add(censored=_rate(censored, ALLOWED_SERVER, hellos, seconds))
+            rounds.add(censored=connection_rate(censored, ALLOWED_SERVER, hellos, seconds))
             end = censored.work()
             each = end.since(start).queued / (rounds["censored"][-1] * seconds)
             if each < _LEAST_QUEUED:
@@ -58,7 +58,8 @@ def measure(bench: Bench) -> list[Figure]:
     ]
 
 
-def _rate(stage: Stage, server: str, hellos: Path, seconds: float, node: str = "client") -> float:
+def connection_rate(stage: Stage, server: str, hellos: Path, seconds: float, node: str = "client") -> float:
+    """Answered connections a second. Raises MeasureError where some fail."""
     found: dict[str, Any] = stage.traffic(
         "connections", server, hellos, seconds, _AT_ONCE, *_PORTS, timeout=seconds + 30, node=node
     )

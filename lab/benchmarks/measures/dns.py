@@ -8,7 +8,7 @@ from pathlib import Path
 from benchmarks.censor import MeasureError
 from benchmarks.figures import Figure, Rounds, Target
 from benchmarks.stage import Bench, Stage
-from benchmarks.workload import ALLOWED_SERVER, write_queries
+from benchmarks.workload import ALLOWED_SERVER
 
 NAME = "dns"
 _CLIENTS = 100
@@ -22,13 +22,13 @@ _HEADROOM = 1.2
 def measure(bench: Bench) -> list[Figure]:
     rounds = Rounds()
     scale = bench.scale
-    queries = bench.kept("queries", lambda path: write_queries(path, scale.names))
+    queries = bench.queries()
     with bench.both() as (plain, censored), plain.serve("resolver", 53), censored.serve("resolver", 53):
         for _ in range(scale.rounds):
-            rate, _ = _queries(plain, queries, scale.seconds)
+            rate, _ = query_rate(plain, queries, scale.seconds)
             rounds.add(plain=rate)
             start = censored.work()
-            rate, poisoned = _queries(censored, queries, scale.seconds)
+            rate, poisoned = query_rate(censored, queries, scale.seconds)
             end = censored.work()
             rounds.add(censored=rate)
             if poisoned < _LEAST_POISONED:
@@ -44,7 +44,7 @@ def measure(bench: Bench) -> list[Figure]:
     ]
 
 
-def _queries(stage: Stage, queries: Path, seconds: int) -> tuple[float, float]:
+def query_rate(stage: Stage, queries: Path, seconds: int) -> tuple[float, float]:
     """Answered queries a second, and which share of the answers was forged (the true one is always NXDOMAIN)."""
     argv = ["dnsperf", "-s", ALLOWED_SERVER, "-d", str(queries), "-l", f"{seconds}"]
     argv += ["-c", f"{_CLIENTS}", "-q", f"{_OUTSTANDING}", "-t", "1"]

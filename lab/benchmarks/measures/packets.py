@@ -24,10 +24,10 @@ def measure(bench: Bench) -> list[Figure]:
     ):
         for _ in range(bench.scale.rounds):
             before = plain.received()
-            spent = _flood(plain, seconds)
+            spent = flood(plain, seconds)
             rounds.add(plain=(plain.received() - before) / spent)
             start = censored.work()
-            spent = _flood(censored, seconds)
+            spent = flood(censored, seconds)
             end = censored.work()
             # The packets that wait in the queue at the end are counted, too: a few thousand at most.
             rounds.add(queued=end.since(start).queued / spent)
@@ -46,7 +46,7 @@ def measure(bench: Bench) -> list[Figure]:
     ]
 
 
-def _flood(stage: Stage, seconds: float) -> float:
+def flood(stage: Stage, seconds: float) -> float:
     """How many seconds it lasted."""
     found = stage.traffic("datagrams", ALLOWED_SERVER, UNSETTLED_PORT, _SIZE, _FLOWS, seconds, timeout=seconds + 30)
     return float(found["seconds"])
