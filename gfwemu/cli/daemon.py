@@ -2,28 +2,26 @@
 
 from __future__ import annotations
 
-import contextlib
-import sys
+import itertools
 import time
-from collections.abc import Sequence
 from pathlib import Path
 
 import click
 
 from gfwemu.cli.moments import with_clock_options
+from gfwemu.cli.outputs import FileOutputs
 from gfwemu.daemon import Daemon, DaemonOptions, Parts
-from gfwemu.engine.commands import Command, Inject, Report, SetVerdict
 from gfwemu.engine.series import open_engine, widened
 from gfwemu.errors import UsageError
-from gfwemu.kernel.table import DEFAULT_QUEUE, RuleCounter
-from gfwemu.model import Side
-from gfwemu.replay.run import comment_of
-from gfwemu.report.eve import EveWriter
-from gfwemu.report.metrics import Counters, write_metrics
-from gfwemu.report.pcapng import PcapngWriter
-from gfwemu.rules.compiled import RuleSet
+from gfwemu.kernel.queue import QUEUE_NUMBERS
+from gfwemu.kernel.table import DEFAULT_QUEUE
 from gfwemu.rules.load import load_rules
 from gfwemu.rules.plan import compile_plan
+
+_WORKER_SHIFT = 44
+"""Of flow IDs: workers never give the same one, and JSON numbers are exact up to 2^53."""
+
+_MOST_WORKERS = 64
 
 _FILE = click.Path(dir_okay=False, path_type=Path)
 
@@ -36,11 +34,40 @@ _FILE = click.Path(dir_okay=False, path_type=Path)
 @click.option("--outside", metavar="IFACE", default="", help="The interface towards the servers.")
 @click.option(
     "--queue-num",
-    type=click.IntRange(0, 65535),
+    type=click.IntRange(0, QUEUE_NUMBERS - _MOST_WORKERS),
     default=DEFAULT_QUEUE,
     show_default=True,
     metavar="N",
     help="The netfilter queue; a second daemon on the same host needs another.",
+)
+@click.option(
+    "--workers",
+    type=click.IntRange(1, _MOST_WORKERS),
+    default=1,
+    show_default=True,
+    metavar="N",
+    help="Processes that share the work, each with a queue of its own, from --queue-num on.",
+)
+@click.option(
+    "--queue-length",
+    type=click.IntRange(1, 1 << 24),
+    default=4096,
+    show_default=True,
+    metavar="PACKETS",
+    help="Packets that may wait for each worker.",
+)
+@click.option(
+    "--queue-buffer",
+    type=click.IntRange(1, 1024),
+    default=16,
+    show_default=True,
+    metavar="MIB",
+    help="Memory for handing packets over to each worker.",
+)
+@click.option(
+    "--fail-open/--fail-closed",
+    default=None,
+    help="Whether packets pass when a queue is full or nobody serves it; the rules say by default.",
 )
 @click.option("--eve", type=_FILE, metavar="FILE", help="Append events here, one JSON object a line; - for stdout.")
 @click.option("--pcap", type=_FILE, metavar="FILE", help="Capture every packet and what became of it (pcapng).")
@@ -55,6 +82,10 @@ def daemon(
     inside: str,
     outside: str,
     queue_num: int,
+    workers: int,
+    queue_length: int,
+    queue_buffer: int,
+    fail_open: bool | None,
     eve: Path | None,
     pcap: Path | None,
     metrics: Path | None,
@@ -78,6 +109,10 @@ def daemon(
         inside=inside,
         outside=outside,
         queue=queue_num,
+        workers=workers,
+        queue_length=queue_length,
+        queue_buffer=queue_buffer << 20,
+        fail_open=fail_open,
         kernel_decides=offload,
         time_scale=time_scale,
         pid_file=pid_file,
@@ -88,89 +123,19 @@ def daemon(
     parts = Parts(
         load=lambda: load_rules(rule_files, seed=seed),
         plan=compile_plan,
-        engine=lambda rules: open_engine(
-            rules, time_scale=time_scale, start_time=start_time, epoch=epoch, seed=seed, offload=offload
+        engine=lambda rules, worker: open_engine(
+            rules,
+            time_scale=time_scale,
+            start_time=start_time,
+            epoch=epoch,
+            seed=seed,
+            offload=offload,
+            flow_ids=itertools.count(1 + (worker << _WORKER_SHIFT)),
         ),
         widened=widened,
     )
-    files = _Files(eve, pcap, metrics)
+    files = FileOutputs(eve, pcap, metrics)
     try:
         Daemon(options, parts, files).run()
     finally:
         files.release()
-
-
-class _Files:
-    """The event log, the capture and the metrics file of a daemon."""
-
-    def __init__(self, eve: Path | None, pcap: Path | None, metrics: Path | None) -> None:
-        self._files = files = contextlib.ExitStack()
-        self._metrics = metrics
-        self._counters = Counters(start_time=time.time())
-        self._counters.reload_time = self._counters.start_time
-        try:
-            stream = sys.stdout if eve == Path("-") else files.enter_context(eve.open("a")) if eve else None
-            capture = files.enter_context(pcap.open("wb", buffering=0)) if pcap else None
-            self._eve = EveWriter(stream) if stream else None
-            self._pcap = PcapngWriter(capture) if capture else None
-            if metrics is not None:
-                write_metrics(self._counters, metrics)
-        except OSError as error:
-            raise UsageError(f"{error.filename}: {error.strerror}") from None
-        self.takes_all = self._pcap is not None or metrics is not None
-
-    def commanded(self, command: Command, now: float, data: bytes, came_from: Side | None) -> None:
-        if self._eve is not None and isinstance(command, Report):
-            self._eve.write(command.record)
-        if self._pcap is not None:
-            if isinstance(command, SetVerdict):
-                left = data if command.data is None else command.data
-                self._pcap.write(left, now, came_from=came_from, comment=comment_of(command))
-            elif isinstance(command, Inject):
-                self._pcap.write(command.data, now, came_from=None, comment=command.reason, injected=True)
-        if self._metrics is not None:
-            self._counters.observe(command, len(data))
-
-    def kernel_rules(self, now: float, counters: Sequence[RuleCounter], rules: RuleSet) -> None:
-        by_name = {rule.name: rule for rule in rules.rules}
-        for counter in counters:
-            rule = by_name[counter.name]
-            if self._eve is not None:
-                self._eve.kernel_rule(
-                    now,
-                    counter.name,
-                    rule.action_name,
-                    counter.packets,
-                    counter.bytes,
-                    cite=rule.cite,
-                    observed=rule.observed,
-                )
-        self._count_kernel(counters, rules)
-
-    def heartbeat(
-        self, now: float, flows: int, queue_dropped: int, counters: Sequence[RuleCounter], rules: RuleSet
-    ) -> None:
-        self._count_kernel(counters, rules)
-        self._counters.flows = flows
-        self._counters.queue_dropped = queue_dropped
-        if self._metrics is not None:
-            write_metrics(self._counters, self._metrics)
-
-    def reloaded(self, now: float) -> None:
-        self._counters.reload_time = now
-
-    def close(self) -> None:
-        if self._metrics is not None:
-            write_metrics(self._counters, self._metrics)
-
-    def release(self) -> None:
-        """Closes the files. On a full disk their last bytes are lost, as the daemon has said by then."""
-        with contextlib.suppress(OSError):
-            self._files.close()
-
-    def _count_kernel(self, counters: Sequence[RuleCounter], rules: RuleSet) -> None:
-        actions = {rule.name: rule.action_name for rule in rules.rules}
-        for counter in counters:
-            key = counter.name, actions[counter.name]
-            self._counters.kernel_packets[key] = counter.packets
-            self._counters.kernel_bytes[key] = counter.bytes

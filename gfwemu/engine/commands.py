@@ -13,9 +13,8 @@ class SetVerdict:
     """The one verdict of a packet.
 
     data: the packet's new bytes, where it is rewritten. offload: the kernel may answer the rest of this flow, in both
-    directions, with the same verdict. queue_all: every later packet of the flow must be queued, even such as the kernel
-    plan spares, because something is done to each. reason: which rule touched the packet, for the capture's comment;
-    empty where none did.
+    directions, with the same verdict. bulk: of the rest of this flow nothing but headers and sizes counts. reason:
+    which rule touched the packet, for the capture's comment; empty where none did.
     """
 
     packet_id: int
@@ -23,6 +22,7 @@ class SetVerdict:
     data: bytes | None = None
     offload: bool = False
     reason: str = ""
+    bulk: bool = False
     queue_all: bool = False
 
 

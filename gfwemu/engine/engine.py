@@ -13,7 +13,7 @@ from gfwemu.engine.flows import FlowKeeper
 from gfwemu.engine.judge import Judge, flow_ref
 from gfwemu.engine.records import FlowEnded, PacketDropped
 from gfwemu.engine.timers import Task, Timers
-from gfwemu.engine.treatments import RedirectFlow
+from gfwemu.engine.treatments import FreezeFlow, RedirectFlow
 from gfwemu.engine.work import Decision, Work
 from gfwemu.flow.flow import Flow
 from gfwemu.flow.fragments import Complete, Fragments, Refused
@@ -125,6 +125,8 @@ class Engine:
             if packet.is_fragment:
                 # A piece tells whose it is and no more: half a header must not pass for options or data.
                 packet.payload, packet.flags = b"", 0
+            if event.length:
+                packet.unseen = max(0, event.length - len(event.data))
             flow, direction = self._flow_of(event, packet, censor_now, commands)
             if self._judge.passes(flow):
                 self._flows.advance(flow, packet, direction)
@@ -208,13 +210,30 @@ class Engine:
             # Noted without offload, too: whether a SYN begins a new flow must not depend on it.
             work.flow.decision.settled |= settled
             offload = settled and self._offload
+            bulk = not settled and self._offload and self._is_bulk(work)
             commands.append(
                 SetVerdict(
-                    work.packet_id, work.verdict, work.data, offload, work.reason, not settled and _treated(work)
+                    work.packet_id,
+                    work.verdict,
+                    work.data,
+                    offload,
+                    work.reason,
+                    bulk,
+                    queue_all=not settled and _treated(work),
                 )
             )
         if work.forged:
             self._inject(work, commands)
+
+    def _is_bulk(self, work: Work) -> bool:
+        """Whether nothing but headers and sizes of the flow's packets counts for a long while."""
+        decision: Decision = work.flow.decision
+        return (
+            isinstance(decision.terminal, FreezeFlow)
+            and decision.terminal.is_far(work.flow)
+            and work.packet.proto == Transport.TCP
+            and not (decision.modifiers or work.blocked or self._rules.options.tcp.verify_checksum)
+        )
 
     def _inject(self, work: Work, commands: list[Command]) -> None:
         for forged, rule in work.forged:

@@ -13,7 +13,8 @@ from gfwemu.wire.packet import Packet
 class PacketArrived:
     """One IP packet from the queue. `now`: seconds since the epoch. `came_from` None: unknown, as in a capture.
 
-    packet: what the parser makes of `data`, where the caller has parsed it already.
+    packet: what the parser makes of `data`, where the caller has parsed it already. length: of the whole packet in
+    bytes, where `data` is but its beginning; 0 where it is all.
     """
 
     packet_id: int
@@ -21,6 +22,7 @@ class PacketArrived:
     now: float
     came_from: Side | None = None
     packet: Packet | None = None
+    length: int = 0
 
 
 @dataclass(frozen=True, slots=True)

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections import deque
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass, field
 from typing import Any
 
@@ -28,13 +28,14 @@ def open_engine(
     epoch: float | None = None,
     seed: int | None = None,
     offload: bool = True,
+    flow_ids: Iterator[int] | None = None,
 ) -> Engine | Series:
     """An engine for the rules, or a series of them where the rules stand in several boxes.
 
     start_time, epoch: what the censor's clock shows at first, and when that is (both real time, now by default).
     """
     clock = Clock(time_scale, start_time, epoch)
-    engine = Engine(rules.split()[0], clock=clock, seed=seed, offload=offload)
+    engine = Engine(rules.split()[0], clock=clock, seed=seed, offload=offload, flow_ids=flow_ids)
     return Series(rules, engine) if rules.boxes else engine
 
 

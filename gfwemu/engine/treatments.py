@@ -9,7 +9,7 @@ from operator import itemgetter
 
 from gfwemu.engine.forge import Forged
 from gfwemu.engine.work import Work
-from gfwemu.flow.flow import direction_index
+from gfwemu.flow.flow import Flow, direction_index
 from gfwemu.model import Direction, FiveTuple, Transport, Verdict
 from gfwemu.rules.actions import Delay, Freeze, IcmpUnreachable, Lose, Throttle, Way
 from gfwemu.rules.compiled import CompiledRule
@@ -131,9 +131,20 @@ _COUNTING: dict[str, Callable[[Sequence[int]], int]] = {
 }
 
 
+_LEARNING_PACKETS = 32
+_FAR_PACKETS = 4096
+_FAR_BYTES = 4 << 20
+"""Our choices: a flow's real packets that are seen before it may be bulk, and what must be left to count then. What is
+in the bulk queue when it ceases to be still comes unsplit."""
+
+
 @dataclass(slots=True)
 class FreezeFlow:
-    """The flow passes until a count is exceeded, then it is silent."""
+    """The flow passes until a count is exceeded, then it is silent.
+
+    Where the kernel hands over packets unsplit, they count as the segments that they become on the wire. segments: the
+    largest payload seen in each direction, which is how long these are.
+    """
 
     rule: CompiledRule
     action: Freeze
@@ -142,12 +153,19 @@ class FreezeFlow:
     frozen: bool = False
     payload_packets: list[int] = field(default_factory=lambda: [0, 0])
     payload_bytes: list[int] = field(default_factory=lambda: [0, 0])
+    segments: list[int] = field(default_factory=lambda: [0, 0])
 
     def apply(self, work: Work) -> None:
         index = direction_index(work.direction)
-        if work.packet.payload:
+        length = len(work.packet.payload)
+        if work.packet.unseen:
+            length += work.packet.unseen
+            self.payload_packets[index] += self._count_segments(work, index, length)
+            self.payload_bytes[index] += length
+        elif length:
+            self.segments[index] = max(self.segments[index], length)
             self.payload_packets[index] += 1
-            self.payload_bytes[index] += len(work.packet.payload)
+            self.payload_bytes[index] += length
         if not self.frozen:
             flow = work.flow
             packets = self.payload_packets if self.action.payload_only else flow.packets
@@ -157,6 +175,23 @@ class FreezeFlow:
             )
         if self.frozen and covers(self.action.direction, work.direction):
             work.drop(self.rule)
+
+    def _count_segments(self, work: Work, index: int, length: int) -> int:
+        """How many segments the packet becomes; the flow has counted one, and those of its bytes that were seen."""
+        count = -(-length // (self.segments[index] or max(self.segments) or length))
+        headers = len(work.packet.raw) - len(work.packet.payload)
+        work.flow.add(work.direction, count - 1, work.packet.unseen + (count - 1) * headers)
+        return count
+
+    def is_far(self, flow: Flow) -> bool:
+        """Whether the end is so far away that the flow's packets may come unsplit."""
+        if self.frozen or sum(flow.packets) < _LEARNING_PACKETS:
+            return False
+        packets = self.payload_packets if self.action.payload_only else flow.packets
+        sizes = self.payload_bytes if self.action.payload_only else flow.bytes
+        return (self.packets is None or self.packets - self._counted(packets) > _FAR_PACKETS) and (
+            self.bytes is None or self.bytes - self._counted(sizes) > _FAR_BYTES
+        )
 
     def _counted(self, counts: Sequence[int]) -> int:
         return _COUNTING[self.action.counting](counts)

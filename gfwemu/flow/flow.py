@@ -109,6 +109,15 @@ class Flow:
             self.payloads_to_client += has_payload
         self.last = now
 
+    def add(self, direction: Direction, packets: int, size: int) -> None:
+        """What one packet of that direction was besides what `count` has booked."""
+        if direction is _TO_SERVER:
+            self.packets_to_server += packets
+            self.bytes_to_server += size
+        else:
+            self.packets_to_client += packets
+            self.bytes_to_client += size
+
     @property
     def packets(self) -> tuple[int, int]:
         """To the server, to the client."""

@@ -18,7 +18,7 @@ from gfwemu.kernel.hop import nft_statement, set_xtables_hop
 from gfwemu.kernel.inject import Injector
 from gfwemu.kernel.netlink import NetfilterSocket
 from gfwemu.kernel.nft import Nft, NftError
-from gfwemu.kernel.queue import PacketQueue
+from gfwemu.kernel.queue import PacketQueue, QueueOptions
 from gfwemu.kernel.ruleset import Ends
 from gfwemu.kernel.sandbox import (
     CLONE_NEWNET,
@@ -216,7 +216,7 @@ def _xtables_hop() -> None:
 
 
 def _bind_queue() -> None:
-    PacketQueue(7, ("lo", "lo"), lambda _id, _data, _side: None, length=16, fail_open=True).close()
+    PacketQueue(7, ("lo", "lo"), lambda _id, _data, _side, _length: None, QueueOptions(length=16)).close()
 
 
 def _own_table() -> str:

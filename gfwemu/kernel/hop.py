@@ -3,12 +3,18 @@
 Where the kernel has nft's `queue` statement, that is used. Elsewhere the rule holds xtables' NFQUEUE target through
 nft_compat, as iptables-nft would write it, but in gfwemu's own table: so that one table holds everything, no program is
 started, and removing the table removes all of it.
+
+Several workers have a queue each. Which one gets a packet is the hash of its addresses: xtables' own balancing
+(nf_queue.h, nfqueue_hash) takes the protocol into it, so that the worker that learned of a pair of addresses would not
+get all packets of the pair.
 """
 
 from __future__ import annotations
 
 import errno
 import struct
+from collections.abc import Iterator
+from dataclasses import dataclass
 from typing import Literal
 
 from gfwemu.errors import CapabilityError
@@ -26,8 +32,22 @@ from gfwemu.kernel.netlink import (
     nested,
 )
 from gfwemu.kernel.nft import Nft, NftError
+from gfwemu.kernel.queue import bulk_queue
+from gfwemu.rules.spread import Spread
 
 Hop = Literal["nft", "xtables"]
+
+HOP_CHAINS = ("hop", "bulk_hop")
+"""To the queues, and to their bulk queues."""
+
+
+@dataclass(frozen=True, slots=True)
+class Queues:
+    """The queue of the first worker, those of the others follow; each has its bulk queue, too."""
+
+    first: int = 0
+    workers: int = 1
+
 
 # <linux/netfilter/nf_tables.h>
 _NEW_TABLE, _DELETE_TABLE, _NEW_CHAIN, _NEW_RULE, _DELETE_RULE = 0, 2, 3, 6, 8
@@ -44,6 +64,9 @@ _TARGET_NAME, _TARGET_REVISION, _TARGET_INFO = 1, 2, 3
 _NFQUEUE_REVISION = 3
 _NFQUEUE_INFO = struct.Struct("=HHHxx")
 _FLAG_BYPASS = 1
+
+_SEED = 0x67667765
+"""Of the hash; the same for both directions, and from one reload to the next."""
 
 
 def _text(name: str) -> bytes:
@@ -84,6 +107,47 @@ def set_xtables_hop(netfilter: NetfilterSocket, table: str, chain: str, queue: i
             ]
         )
     )
+
+
+def set_hops(
+    nft: Nft,
+    netfilter: NetfilterSocket,
+    hop: Hop,
+    table: str,
+    queues: Queues,
+    spread: Spread,
+    inside: str,
+    bypass: bool,
+) -> None:
+    """Makes the chains of `HOP_CHAINS`, or changes them. Raises NftError or OSError."""
+    for chain, offset in ((HOP_CHAINS[0], 0), (HOP_CHAINS[1], bulk_queue(0))):
+        alone = queues.workers == 1
+        ways = [chain] if alone else [f"{chain}_{worker}" for worker in range(queues.workers)]
+        nft.run("; ".join(f"add chain inet {table} {name}" for name in (chain, *ways)))
+        for worker, name in enumerate(ways):
+            queue = queues.first + offset + worker
+            if hop == "xtables":
+                set_xtables_hop(netfilter, table, name, queue, bypass)
+            else:
+                statement = nft_statement(queue, bypass)
+                nft.run(f"flush chain inet {table} {name}; add rule inet {table} {name} {statement}")
+        if not alone:
+            lines = (f"add rule inet {table} {chain} {line}" for line in _spread_lines(ways, spread, inside))
+            nft.run("; ".join([f"flush chain inet {table} {chain}", *lines]))
+
+
+def _spread_lines(ways: list[str], spread: Spread, inside: str) -> Iterator[str]:
+    """Rules that send a packet one of the ways, both directions the same."""
+    if spread != "one":
+        goals = ", ".join(f"{number} : goto {way}" for number, way in enumerate(ways))
+        for match, near, far in (
+            (f'iifname "{inside}"', "saddr", "daddr"),
+            (f'iifname != "{inside}"', "daddr", "saddr"),
+        ):
+            for family in ("ip", "ip6"):
+                key = f"{family} {near}" if spread == "inside" else f"{family} {near} . {family} {far}"
+                yield f'iifname {match} "{inside}" jhash {key} mod {len(ways)} seed {_SEED:#x} vmap {{ {goals} }}'
+    yield f"goto {ways[0]}"
 
 
 def find_hop(nft: Nft) -> Hop:

@@ -12,6 +12,9 @@ OFFLOAD_ACCEPT = 0x04000000
 OFFLOAD_DROP = 0x08000000
 """In a verdict's packet mark, then in the connection mark: the kernel answers for the flow."""
 
+OFFLOAD_BULK = 0x20000000
+"""Likewise: of the flow nothing but sizes counts any more, and it goes on in the bulk queue."""
+
 QUEUE_ALL = 0x40000000
 """In a verdict's packet mark: from now on every packet of the flow must be queued."""
 
@@ -29,8 +32,8 @@ OFFLOAD = OFFLOAD_ACCEPT | OFFLOAD_DROP
 FOLLOWED = OFFLOAD
 """In the connection mark: user space saw the SYN and has decided nothing yet; what the plan spares may pass unseen."""
 
-CONNECTION_BITS = OFFLOAD | GENERATION
-PACKET_BITS = INJECTED | QUEUED | QUEUE_ALL | OFFLOAD | ID_ZERO | GENERATION
+CONNECTION_BITS = OFFLOAD | OFFLOAD_BULK | GENERATION
+PACKET_BITS = INJECTED | QUEUED | QUEUE_ALL | OFFLOAD | OFFLOAD_BULK | ID_ZERO | GENERATION
 
 
 def connection_mark(offload: int, generation: int) -> int:

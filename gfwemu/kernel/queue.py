@@ -1,115 +1,215 @@
-"""The netfilter queue: packets in, verdicts out."""
+"""The netfilter queue: packets in, verdicts out.
+
+Messages and attributes: <linux/netfilter/nfnetlink_queue.h>. They are read and written here rather than by a library,
+because the ones at hand know neither a cut packet's true length nor several verdicts in one system call.
+"""
 
 from __future__ import annotations
 
 import errno
-import fcntl
+import os
 import socket
 import struct
-import warnings
+import time
 from collections.abc import Callable
+from dataclasses import dataclass
 from pathlib import Path
-
-from netfilterqueue import NetfilterQueue
-from netfilterqueue import Packet as QueuedPacket
+from typing import NamedTuple
 
 from gfwemu.errors import CapabilityError
-from gfwemu.kernel.marks import OFFLOAD_ACCEPT, OFFLOAD_DROP, PACKET_BITS, QUEUE_ALL, QUEUED
-from gfwemu.kernel.netlink import SUBSYSTEM_QUEUE, attribute, kind, message
+from gfwemu.kernel.marks import OFFLOAD_ACCEPT, OFFLOAD_BULK, OFFLOAD_DROP, PACKET_BITS, QUEUE_ALL, QUEUED
+from gfwemu.kernel.netlink import NETLINK_NETFILTER, NLM_F_ACK, SUBSYSTEM_QUEUE, attribute, kind, message
 from gfwemu.model import Side
 
-Receive = Callable[[int, bytes, "Side | None"], None]
-"""Called with the packet's number, its bytes and where it came from."""
+Receive = Callable[[int, bytes, "Side | None", int], None]
+"""Called with the packet's number, its bytes, where it came from, and its true length (the bytes may be cut)."""
 
-# <linux/netfilter/nfnetlink_queue.h>
-_CONFIG = 2
-_CFG_PARAMS, _CFG_MASK, _CFG_FLAGS = 2, 4, 5
+_PACKET, _VERDICT, _CONFIG = 0, 1, 2
+_CFG_COMMAND, _CFG_PARAMS, _CFG_LENGTH, _CFG_MASK, _CFG_FLAGS = 1, 2, 3, 4, 5
+_BIND = 1
 _COPY_PACKET = 2
-_FLAG_FAIL_OPEN = 1
-_LARGEST_PACKET = 0xFFFF
+_FLAG_FAIL_OPEN, _FLAG_GSO = 1, 4
+_ATTR_HEADER, _ATTR_VERDICT, _ATTR_MARK, _ATTR_INDEV, _ATTR_PAYLOAD, _ATTR_TRUE_LENGTH = 1, 2, 3, 5, 10, 13
+_NLMSG_ERROR = 2
+_DROP, _ACCEPT = 0, 1
 
-_MESSAGE_BUFFER = _LARGEST_PACKET + 1024
-"""A packet and the attributes around it. NetfilterQueue's own buffer of 4096 bytes would cut larger packets."""
+_LARGEST_COPY = 0xFFFF - 4
+"""The kernel's own bound: the attribute's header counts (nfnetlink_queue.c, nfqnl_set_mode)."""
 
-_SOCKET_BUFFER = 16 << 20
+_BULK_COPY = 256
+"""Enough for the longest IPv4 and TCP headers, and for IPv6 with an extension header or two."""
+
+_BULK = 0x8000
+"""From the number of a queue to that of its bulk queue: daemons with neighbouring queues do not meet."""
+
+QUEUE_NUMBERS = _BULK
+_BULK_ID = 1 << 32
+_ID = _BULK_ID - 1
+"""Added to the numbers of the bulk queue's packets; the kernel's own have 32 bits."""
+
+_BUFFER = 0xFFFF + 1024
+"""A packet and the attributes around it."""
+
+_FLUSH_AFTER = 16
+"""Packets whose verdicts wait for each other: a system call costs as much as one of them, and none should wait long."""
+
+_SEND_AT = 1 << 16
+"""Bytes of verdicts that wait for each other, at most."""
+
 _SO_RCVBUFFORCE = 33
 """<asm-generic/socket.h>; not in Python's socket module."""
 
 _STATE = Path("/proc/net/netfilter/nfnetlink_queue")
 _KEEP_MARK = 0xFFFFFFFF & ~PACKET_BITS
+_BIND_PATIENCE = 1.0
+"""Seconds. A daemon that was killed a moment ago holds its queue until the kernel has cleared it away."""
+
+_HEADER = struct.Struct("=IH")
+_ATTRIBUTE = struct.Struct("=HH")
+_U32 = struct.Struct("!I")
+_RESOURCE = struct.Struct("!H")
+_RESOURCE_OFFSET = 18
+_FIRST_ATTRIBUTE = 20
+
+_FRONT = struct.Struct("!4sI4x4sI8x4sI")
+"""Packet header, incoming interface, outgoing interface, mark: so every kernel begins a forwarded packet's message."""
+
+_AFTER_FRONT = _FIRST_ATTRIBUTE + _FRONT.size
+_FRONT_HEADS = tuple(
+    _ATTRIBUTE.pack(size, name) for size, name in ((11, _ATTR_HEADER), (8, _ATTR_INDEV), (8, _ATTR_MARK))
+)
+_PACKET_KIND = kind(SUBSYSTEM_QUEUE, _PACKET)
+_VERDICT_PAIR = struct.Struct("!II")
+
+
+@dataclass(frozen=True, slots=True)
+class QueueOptions:
+    """How a queue behaves.
+
+    length: packets that may wait in the kernel, held ones included. buffer: bytes of the socket on which the kernel
+    hands them over. fail_open: where either is full, packets pass; otherwise they are lost.
+    """
+
+    length: int = 8192
+    buffer: int = 16 << 20
+    fail_open: bool = True
+
+
+class QueueLosses(NamedTuple):
+    """Packets that a queue lost: it was full, or its socket was."""
+
+    full_queue: int
+    full_socket: int
 
 
 class PacketQueue:
-    """One bound queue. length: packets that may wait in the kernel, held ones included."""
+    """A bound queue and, on the same socket, its bulk queue: for flows of which nothing but sizes counts any more.
 
-    def __init__(self, number: int, ends: tuple[str, str], receive: Receive, *, length: int, fail_open: bool) -> None:
+    The bulk queue hands over headers only, and of the packets as they are before segmentation offload splits them: a
+    packet of 64 KB costs no more than one of 1500 bytes. Its packets have numbers of their own. `flush` sends the
+    verdicts that wait; `read` does so, too.
+    """
+
+    def __init__(self, number: int, ends: tuple[str, str], receive: Receive, options: QueueOptions) -> None:
         self.overruns = 0
-        self._number = number
+        self._numbers = number, bulk_queue(number)
         self._names = dict(zip(ends, (Side.INSIDE, Side.OUTSIDE), strict=True))
         self._sides: dict[int, Side] = {}
         self._receive = receive
-        self._open: dict[int, QueuedPacket] = {}
-        self._budget = 0
-        try:
-            self._queue = NetfilterQueue()
-            with warnings.catch_warnings():
-                # The library warns when it may not enlarge the socket's buffer; `_enlarge` does what is possible.
-                warnings.simplefilter("ignore", RuntimeWarning)
-                self._queue.bind(number, self._arrived, max_len=length)
-        except OSError as error:
-            raise _bind_error(number, error) from None
-        self._socket = socket.socket(fileno=_duplicate(self._queue.get_fd()))
-        self._enlarge()
-        self._configure(attribute(_CFG_PARAMS, struct.pack("!IB", _LARGEST_PACKET, _COPY_PACKET)))
-        self.set_fail_open(fail_open)
+        self._open: dict[int, int] = {}
+        """Marks of the packets that have no verdict yet."""
+        self._verdicts: list[bytes] = []
+        self._verdict_bytes = 0
+        self._buffer = bytearray(_BUFFER)
+        self._view = memoryview(self._buffer)
+        # A verdict's head, the same for all without a mark and without bytes; behind it stand verdict and number.
+        self._heads = tuple(_verdict_message(one, attribute(_ATTR_VERDICT, bytes(8)))[:-8] for one in self._numbers)
+        self._bulk_resource = _RESOURCE.pack(bulk_queue(number))
+        self._socket = _bound_socket(self._numbers)
+        self._enlarge(options.buffer)
+        self.configure(options)
         self._resolve()
 
     def fileno(self) -> int:
         return self._socket.fileno()
 
-    def set_fail_open(self, fail_open: bool) -> None:
-        """Whether the kernel passes packets for which the queue has no room, instead of dropping them."""
-        flags = struct.pack("!I", _FLAG_FAIL_OPEN if fail_open else 0)
-        self._configure(attribute(_CFG_FLAGS, flags) + attribute(_CFG_MASK, struct.pack("!I", _FLAG_FAIL_OPEN)))
+    def configure(self, options: QueueOptions) -> None:
+        """Takes new options; packets that wait keep what they came with. The socket's buffer stays."""
+        for number, copy, unsplit in zip(self._numbers, (_LARGEST_COPY, _BULK_COPY), (0, _FLAG_GSO), strict=True):
+            flags = (_FLAG_FAIL_OPEN if options.fail_open else 0) | unsplit
+            # Without NLM_F_ACK: an answer would mix with the packets.
+            self._socket.send(
+                message(
+                    kind(SUBSYSTEM_QUEUE, _CONFIG),
+                    0,
+                    0,
+                    number,
+                    attribute(_CFG_PARAMS, struct.pack("!IB", copy, _COPY_PACKET)),
+                    attribute(_CFG_LENGTH, _U32.pack(options.length)),
+                    attribute(_CFG_FLAGS, _U32.pack(flags)),
+                    attribute(_CFG_MASK, _U32.pack(_FLAG_FAIL_OPEN | _FLAG_GSO)),
+                )
+            )
 
     def read(self, limit: int) -> int:
         """Hands over what waits, at most `limit` packets. Returns how many. What `receive` raises comes out here."""
-        self._budget = limit
-        self._queue.run_socket(self)
-        return limit - self._budget
-
-    def recv(self, _size: int) -> bytes:
-        """One message of the kernel, for NetfilterQueue.run_socket, which ends at EAGAIN and goes on at ENOBUFS."""
-        if not self._budget:
-            raise BlockingIOError(errno.EAGAIN, "")
+        receive_into, view = self._socket.recv_into, self._view
+        count = 0
         try:
-            data = self._socket.recv(_MESSAGE_BUFFER, socket.MSG_DONTWAIT)
-        except OSError as error:
-            if error.errno == errno.ENOBUFS:
-                self.overruns += 1
-            raise
-        self._budget -= 1
-        return data
+            while count < limit:
+                try:
+                    size = receive_into(view, 0, socket.MSG_DONTWAIT)
+                except BlockingIOError:
+                    break
+                except OSError as error:
+                    if error.errno != errno.ENOBUFS:
+                        raise
+                    self.overruns += 1
+                    continue
+                count += 1
+                self._message(size)
+                if not count % _FLUSH_AFTER:
+                    self.flush()
+        finally:
+            self.flush()
+        return count
 
     def accept(
-        self, packet_id: int, data: bytes | None = None, *, offload: bool = False, queue_all: bool = False
+        self,
+        packet_id: int,
+        data: bytes | None = None,
+        *,
+        offload: bool = False,
+        bulk: bool = False,
+        queue_all: bool = False,
     ) -> None:
-        packet = self._open.pop(packet_id)
-        if data is not None:
-            packet.set_payload(data)
-        if offload or queue_all:
-            packet.set_mark(packet.get_mark() & _KEEP_MARK | QUEUED | (QUEUE_ALL if queue_all else OFFLOAD_ACCEPT))
-        packet.accept()
+        """offload: the kernel answers for the flow from now on. bulk: it goes on in the bulk queue. queue_all: all of
+        its packets come to the queue from now on."""
+        mark = self._open.pop(packet_id)
+        if offload or bulk or queue_all:
+            how = OFFLOAD_ACCEPT if offload else OFFLOAD_BULK if bulk else QUEUE_ALL
+            self._put(packet_id, mark & _KEEP_MARK | QUEUED | how, data)
+        elif data is None:
+            self._plain(packet_id, _ACCEPT)
+        else:
+            self._put(packet_id, None, data)
 
     def drop(self, packet_id: int, *, offload: bool = False, queue_all: bool = False) -> None:
         """With `offload` or `queue_all` the table's later chain drops the packet, after it kept the mark."""
-        packet = self._open.pop(packet_id)
+        mark = self._open.pop(packet_id)
         if offload or queue_all:
-            mark = QUEUED | OFFLOAD_DROP | (QUEUE_ALL if queue_all else 0)
-            packet.set_mark(packet.get_mark() & _KEEP_MARK | mark)
-            packet.accept()
+            how = OFFLOAD_DROP | (0 if offload else QUEUE_ALL)
+            self._put(packet_id, mark & _KEEP_MARK | QUEUED | how, None)
         else:
-            packet.drop()
+            self._plain(packet_id, _DROP)
+
+    def flush(self) -> None:
+        """Sends the verdicts that wait, in the order in which they were given."""
+        if self._verdicts:
+            batch = b"".join(self._verdicts)
+            self._verdicts.clear()
+            self._verdict_bytes = 0
+            self._socket.send(batch)
 
     def is_open(self, packet_id: int) -> bool:
         return packet_id in self._open
@@ -117,27 +217,61 @@ class PacketQueue:
     def open_packets(self) -> tuple[int, ...]:
         return tuple(self._open)
 
-    def dropped(self) -> int:
-        """Packets that the kernel could not queue or not deliver (columns 6 and 7 of the kernel's own table)."""
-        for row in _rows():
-            if int(row[0]) == self._number:
-                return int(row[5]) + int(row[6])
-        return 0
-
     def close(self) -> None:
         """Unbinds. The kernel drops what still waits: remove the table and drain first."""
-        self._queue.unbind()
         self._socket.close()
 
-    def _arrived(self, packet: QueuedPacket) -> None:
-        packet_id: int = packet.id
-        self._open[packet_id] = packet
-        side = self._sides.get(packet.indev)
+    def _plain(self, packet_id: int, verdict: int) -> None:
+        self._verdicts.append(self._heads[packet_id >= _BULK_ID] + _VERDICT_PAIR.pack(verdict, packet_id & _ID))
+
+    def _put(self, packet_id: int, mark: int | None, data: bytes | None) -> None:
+        members = [attribute(_ATTR_VERDICT, _VERDICT_PAIR.pack(_ACCEPT, packet_id & _ID))]
+        if mark is not None:
+            members.append(attribute(_ATTR_MARK, _U32.pack(mark)))
+        if data is not None:
+            members.append(attribute(_ATTR_PAYLOAD, data))
+        text = _verdict_message(self._numbers[packet_id >= _BULK_ID], *members)
+        self._verdict_bytes += len(text)
+        self._verdicts.append(text)
+        if self._verdict_bytes > _SEND_AT:
+            self.flush()
+
+    def _message(self, size: int) -> None:
+        buffer = self._buffer
+        if _HEADER.unpack_from(buffer)[1] != _PACKET_KIND:
+            # An error about a verdict: the packet is gone already, because its interface or its hook is.
+            return
+        length = 0
+        data = b""
+        offset = _FIRST_ATTRIBUTE
+        first, packet_id, second, index, third, mark = _FRONT.unpack_from(buffer, offset)
+        if (first, second, third) == _FRONT_HEADS:
+            offset = _AFTER_FRONT
+        else:
+            packet_id = index = mark = 0
+        unpack = _ATTRIBUTE.unpack_from
+        while offset < size:
+            attribute_size, name = unpack(buffer, offset)
+            if name == _ATTR_PAYLOAD:
+                data = bytes(self._view[offset + 4 : offset + attribute_size])
+            elif name == _ATTR_TRUE_LENGTH:
+                (length,) = _U32.unpack_from(buffer, offset + 4)
+            elif name == _ATTR_HEADER:
+                (packet_id,) = _U32.unpack_from(buffer, offset + 4)
+            elif name == _ATTR_INDEV:
+                (index,) = _U32.unpack_from(buffer, offset + 4)
+            elif name == _ATTR_MARK:
+                (mark,) = _U32.unpack_from(buffer, offset + 4)
+            offset += attribute_size + 3 & ~3
+        side = self._sides.get(index)
         if side is None:
             # An interface that was made anew has a new index.
             self._resolve()
-            side = self._sides.get(packet.indev)
-        self._receive(packet_id, packet.get_payload(), side)
+            side = self._sides.get(index)
+        if buffer[_RESOURCE_OFFSET:_FIRST_ATTRIBUTE] == self._bulk_resource:
+            packet_id += _BULK_ID
+        self._open[packet_id] = mark
+        self._receive(packet_id, data, side, length or len(data))
 
     def _resolve(self) -> None:
         self._sides.clear()
@@ -147,24 +281,53 @@ class PacketQueue:
             except OSError:
                 continue
 
-    def _configure(self, members: bytes) -> None:
-        # Without NLM_F_ACK: an answer would mix with the packets.
-        self._socket.send(message(kind(SUBSYSTEM_QUEUE, _CONFIG), 0, 0, self._number, members))
-
-    def _enlarge(self) -> None:
+    def _enlarge(self, size: int) -> None:
         try:
-            self._socket.setsockopt(socket.SOL_SOCKET, _SO_RCVBUFFORCE, _SOCKET_BUFFER)
+            self._socket.setsockopt(socket.SOL_SOCKET, _SO_RCVBUFFORCE, size)
         except PermissionError:
-            self._socket.setsockopt(socket.SOL_SOCKET, socket.SO_RCVBUF, _SOCKET_BUFFER)
+            self._socket.setsockopt(socket.SOL_SOCKET, socket.SO_RCVBUF, size)
 
 
-def _duplicate(fd: int) -> int:
-    return fcntl.fcntl(fd, fcntl.F_DUPFD_CLOEXEC, 0)
+def _verdict_message(number: int, *members: bytes) -> bytes:
+    return message(kind(SUBSYSTEM_QUEUE, _VERDICT), 0, 0, number, *members)
+
+
+def _bound_socket(numbers: tuple[int, int]) -> socket.socket:
+    """Raises CapabilityError."""
+    sock = socket.socket(socket.AF_NETLINK, socket.SOCK_RAW | socket.SOCK_CLOEXEC, NETLINK_NETFILTER)
+    sock.bind((0, 0))
+    deadline = time.monotonic() + _BIND_PATIENCE
+    for number in numbers:
+        while (refused := _command(sock, number, _BIND)) and number in bound_queues() and time.monotonic() < deadline:
+            time.sleep(0.02)
+        if refused:
+            sock.close()
+            raise _bind_error(number, OSError(refused, os.strerror(refused)))
+    return sock
+
+
+def _command(sock: socket.socket, number: int, command: int) -> int:
+    """The error that the kernel answers with, 0 for none."""
+    body = attribute(_CFG_COMMAND, struct.pack("!BxH", command, 0))
+    sock.send(message(kind(SUBSYSTEM_QUEUE, _CONFIG), NLM_F_ACK, 0, number, body))
+    answer = sock.recv(4096)
+    return -int(struct.unpack_from("=i", answer, 16)[0]) if _HEADER.unpack_from(answer)[1] == _NLMSG_ERROR else 0
+
+
+def bulk_queue(number: int) -> int:
+    """The number of the bulk queue that belongs to a queue."""
+    return number + _BULK
 
 
 def bound_queues() -> frozenset[int]:
     """The queues that any process of this network namespace has bound."""
     return frozenset(int(row[0]) for row in _rows())
+
+
+def queue_losses() -> dict[int, QueueLosses]:
+    """By queue, for all of this network namespace."""
+    # nfnetlink_queue.c, seq_show: number, port, waiting, copy mode, copy range, dropped, dropped for user space, ...
+    return {int(row[0]): QueueLosses(int(row[5]), int(row[6])) for row in _rows()}
 
 
 def _rows() -> list[list[str]]:

@@ -19,6 +19,7 @@ from gfwemu.kernel.marks import (
     INJECTED,
     OFFLOAD,
     OFFLOAD_ACCEPT,
+    OFFLOAD_BULK,
     OFFLOAD_DROP,
     PACKET_BITS,
     QUEUE_ALL,
@@ -49,9 +50,11 @@ _WATCHES = (
 
 _CHAINS = (
     "to_queue",
+    "to_bulk",
     "watched",
     "between",
     "answered",
+    "bulk",
     "alive",
     "followed",
     "followed_to_server",
@@ -64,6 +67,9 @@ _CHAINS = (
     "to_client",
 )
 _SYN_ONLY = "tcp flags & (fin | syn | rst | ack) == syn"
+_ANOTHER_FLOW = ("ct state related goto to_queue", f"{_SYN_ONLY} goto to_queue")
+"""An ICMP error bears the mark of the flow it is about; such a SYN may begin a new flow between the same endpoints."""
+
 _SAMPLES = 8
 """Bare ACKs of the client that reach user space while a flow may be silent before it is forgotten: so much of that time
 its memory may run out early. Our choice."""
@@ -191,9 +197,11 @@ def content_text(
     lines.append(f"table inet {table} {{")
     chains = {
         "to_queue": [f"meta mark set meta mark & {_KEEP_PACKET:#x} | {QUEUED:#x}", "jump hop"],
+        "to_bulk": [f"meta mark set meta mark & {_KEEP_PACKET:#x} | {QUEUED:#x}", "jump bulk_hop"],
         "watched": _watched(watches),
         "between": _between(plan, generation),
-        "answered": _answered(),
+        "answered": [*_ANOTHER_FLOW, "ct id @offloaded goto alive", "goto to_queue"],
+        "bulk": [*_ANOTHER_FLOW, "goto to_bulk"],
         "alive": [*_refreshed(lifetimes), f"ct mark & {OFFLOAD_DROP:#x} != 0 drop", "accept"],
         "rest": _rest(plan),
         "settle": _settle(plan, generation, lifetimes),
@@ -304,6 +312,7 @@ def _between(plan: KernelPlan, generation: int) -> Iterator[str]:
     if plan.offload:
         for offload in (OFFLOAD_ACCEPT, OFFLOAD_DROP):
             marks.append(f"{connection_mark(offload, generation):#x} : goto answered")
+        marks.append(f"{connection_mark(OFFLOAD_BULK, generation):#x} : goto bulk")
     if plan.spared.bare:
         marks.append(f"{connection_mark(FOLLOWED, generation):#x} : goto followed")
     if marks:
@@ -316,14 +325,6 @@ def _between(plan: KernelPlan, generation: int) -> Iterator[str]:
         yield "goto to_queue"
     else:
         yield "goto rest"
-
-
-def _answered() -> Iterator[str]:
-    yield "ct state related goto to_queue"
-    # Such a SYN may begin a new flow between the same endpoints.
-    yield f"{_SYN_ONLY} goto to_queue"
-    yield "ct id @offloaded goto alive"
-    yield "goto to_queue"
 
 
 def _followed(plan: KernelPlan, lifetimes: Lifetimes) -> dict[str, list[str]]:
@@ -341,9 +342,8 @@ def _followed(plan: KernelPlan, lifetimes: Lifetimes) -> dict[str, list[str]]:
         to_client.append("tcp flags & syn != 0 accept")
     return {
         "followed": [
-            "ct state related goto to_queue",
+            *_ANOTHER_FLOW,
             "tcp flags & (fin | rst) != 0 goto to_queue",
-            f"{_SYN_ONLY} goto to_queue",
             "ct direction reply goto followed_to_client",
             "goto followed_to_server",
         ],
@@ -395,6 +395,7 @@ def _settle(plan: KernelPlan, generation: int, lifetimes: Lifetimes) -> Iterator
     clear = f"ct mark set ct mark & {_KEEP_CONNECTION:#x}"
     yield "ct state related goto settled"
     yield f"meta mark & {QUEUE_ALL:#x} != 0 {clear} goto settled"
+    yield f"meta mark & {OFFLOAD_BULK:#x} != 0 {clear} | {connection_mark(OFFLOAD_BULK, generation):#x} goto settled"
     for offload in (OFFLOAD_ACCEPT, OFFLOAD_DROP):
         yield f"meta mark & {OFFLOAD:#x} == {offload:#x} {clear} | {connection_mark(offload, generation):#x}"
     for line in _refreshed(lifetimes):

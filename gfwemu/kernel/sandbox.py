@@ -50,6 +50,11 @@ def enter_new_user_namespace() -> None:
     Path("/proc/self/gid_map").write_text(f"0 {group} 1")
 
 
+def die_with_parent() -> None:
+    """The kernel kills this process when the one that forked it ends."""
+    _libc.prctl(_PR_SET_PDEATHSIG, ctypes.c_ulong(signal.SIGKILL), 0, 0, 0)
+
+
 def in_child(function: Callable[[], Any], seconds: int = 20) -> Any:
     """Calls the function in a forked child; returns what it returned, by way of JSON.
 
@@ -76,7 +81,7 @@ def _answer(function: Callable[[], Any], writer: int, seconds: int) -> None:
     try:
         signal.signal(signal.SIGALRM, signal.SIG_DFL)
         signal.alarm(seconds)
-        _libc.prctl(_PR_SET_PDEATHSIG, ctypes.c_ulong(signal.SIGKILL), 0, 0, 0)
+        die_with_parent()
         try:
             answer = {"result": function()}
         except BaseException as error:

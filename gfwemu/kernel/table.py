@@ -12,7 +12,7 @@ from dataclasses import dataclass, replace
 
 from gfwemu.errors import CapabilityError, GfwemuError
 from gfwemu.kernel.conntrack import clear_connection_marks
-from gfwemu.kernel.hop import Hop, find_hop, nft_statement, set_xtables_hop
+from gfwemu.kernel.hop import Hop, Queues, find_hop, set_hops
 from gfwemu.kernel.intervals import fill, ranges
 from gfwemu.kernel.marks import next_generation
 from gfwemu.kernel.netlink import (
@@ -58,6 +58,7 @@ _COUNTER = 1
 _COUNTER_BYTES, _COUNTER_PACKETS = 1, 2
 _LONGEST_WATCH = 7 * 86_400.0
 _LIFETIMES = Lifetimes()
+_ONE_QUEUE = Queues(DEFAULT_QUEUE)
 
 
 @dataclass(frozen=True, slots=True)
@@ -78,12 +79,12 @@ def table_name(queue: int) -> str:
 class Table:
     """gfwemu's table for one queue and one pair of interfaces. Raises NftError, CapabilityError or OSError."""
 
-    def __init__(self, nft: Nft, ends: Ends, queue: int = DEFAULT_QUEUE, hop: Hop | None = None) -> None:
-        self.name = table_name(queue)
+    def __init__(self, nft: Nft, ends: Ends, queues: Queues = _ONE_QUEUE, hop: Hop | None = None) -> None:
+        self.name = table_name(queues.first)
         self.watches_refused = 0
         self._nft = nft
         self._ends = ends
-        self._queue = queue
+        self._queues = queues
         self._hop = hop if hop is not None else find_hop(nft)
         self._netfilter = NetfilterSocket()
         self._generation = 0
@@ -110,9 +111,9 @@ class Table:
     def install(self, plan: KernelPlan, lifetimes: Lifetimes = _LIFETIMES) -> None:
         """The base chains come last, in one transaction with the rules: no packet sees half a table."""
         generation = next_generation(0)
-        self._nft.run(f"add table inet {self.name}; add chain inet {self.name} hop")
+        self._nft.run(f"add table inet {self.name}")
         try:
-            self._set_hop(plan.fail_open)
+            self._set_hops(plan)
             self._make_objects(plan, generation)
             frame = frame_text(self.name, self._ends, lifetimes.limit)
             self._nft.run(frame + content_text(self.name, plan, generation, lifetimes))
@@ -137,8 +138,8 @@ class Table:
         except (GfwemuError, OSError):
             self._discard(object_names(self.name, plan, generation))
             raise
-        if plan.fail_open != self._plan.fail_open:
-            self._set_hop(plan.fail_open)
+        if (plan.fail_open, plan.spread) != (self._plan.fail_open, self._plan.spread):
+            self._set_hops(plan)
         self._plan, self._generation = plan, generation
 
     def _make_objects(self, plan: KernelPlan, generation: int) -> None:
@@ -264,12 +265,17 @@ class Table:
             nested(_ELEMENTS, nested(_LIST_ELEMENT, content)),
         )
 
-    def _set_hop(self, bypass: bool) -> None:
-        if self._hop == "xtables":
-            set_xtables_hop(self._netfilter, self.name, "hop", self._queue, bypass)
-        else:
-            statement = nft_statement(self._queue, bypass)
-            self._nft.run(f"flush chain inet {self.name} hop; add rule inet {self.name} hop {statement}")
+    def _set_hops(self, plan: KernelPlan) -> None:
+        set_hops(
+            self._nft,
+            self._netfilter,
+            self._hop,
+            self.name,
+            self._queues,
+            plan.spread,
+            self._ends.inside,
+            plan.fail_open,
+        )
 
     def _clear_marks(self) -> None:
         try:

@@ -34,7 +34,7 @@ from gfwemu.report.eve_facts import Json, plain_facts, proto_name, protocol_obje
 from gfwemu.wire.packet import TcpFlags
 
 if TYPE_CHECKING:  # it brings in a library that few runs need
-    from gfwemu.report.metrics import Counters
+    from gfwemu.report.counters import Counters
 
 Object = dict[str, Json]
 Event = tuple[str, Object, Object]
@@ -135,11 +135,12 @@ class EveWriter:
 
     def stats(self, time: float, counters: Counters) -> None:
         """The state of a running censor."""
-        packets = counters.verdicts.total()
+        packets = max(counters.packets, counters.verdicts.total())
+        dropped = counters.queue_dropped + counters.socket_dropped
         event: Object = {
             "stats": {
                 "uptime": max(0, int(time - counters.start_time)),
-                "capture": {"kernel_packets": packets, "kernel_drops": counters.queue_dropped},
+                "capture": {"kernel_packets": packets, "kernel_drops": dropped},
                 "decoder": {"pkts": packets, "bytes": counters.verdict_bytes.total()},
                 "flow": {"active": counters.flows, "total": counters.flows + counters.flows_ended.total()},
                 "ips": _ips(counters),
@@ -150,6 +151,9 @@ class EveWriter:
             "injected": counters.injected,
             "held": counters.held,
             "faults": counters.faults,
+            "queue_dropped": counters.queue_dropped,
+            "socket_dropped": counters.socket_dropped,
+            "socket_overruns": counters.overruns,
         }
         self._put(_head(time, "stats"), event, censor)
 

@@ -8,7 +8,7 @@ from __future__ import annotations
 
 import platform
 import struct
-from typing import BinaryIO
+from typing import Protocol
 
 from gfwemu import __version__
 from gfwemu.model import Side
@@ -39,23 +39,33 @@ _NUMBERS: dict[Side | None, int] = {Side.INSIDE: 0, Side.OUTSIDE: 1, None: 3}
 _INJECTED = 2
 
 
+class Blocks(Protocol):
+    """What the writer needs of a stream."""
+
+    def write(self, data: bytes, /) -> object: ...
+
+    def flush(self) -> object: ...
+
+
 class PcapngWriter:
     """Writes IP packets. Every write leaves a file that is whole so far, and is flushed.
 
     each: every packet goes out at once, so that a reader may follow; otherwise packets wait for `flush`.
 
+    header False: somebody else begins the file.
+
     Packets that arrived stand on the interface they came from, as inbound; forged ones on `injected`, as outbound.
     Errors of the stream (a full disk) are the caller's.
     """
 
-    def __init__(self, stream: BinaryIO, *, each: bool = True) -> None:
+    def __init__(self, stream: Blocks, *, each: bool = True, header: bool = True) -> None:
         self._stream = stream
         self._each = each
         self._blocks: list[bytes] = []
-        header = struct.pack("<IHHq", _BYTE_ORDER, 1, 0, -1)
+        version = struct.pack("<IHHq", _BYTE_ORDER, 1, 0, -1)
         start = _block(
             _SECTION_HEADER,
-            header,
+            version,
             (_SHB_HARDWARE, platform.machine().encode()),
             (_SHB_OS, f"{platform.system()} {platform.release()}".encode()),
             (_SHB_APPLICATION, f"gfwemu {__version__}".encode()),
@@ -67,7 +77,8 @@ class PcapngWriter:
                 (_IF_NAME, name.encode()),
                 (_IF_DESCRIPTION, description.encode()),
             )
-        self._write(start)
+        if header:
+            self._write(start)
 
     def write(
         self, data: bytes, now: float, *, came_from: Side | None, comment: str = "", injected: bool = False

@@ -13,6 +13,7 @@ from gfwemu.rules.matchers import AnyOf, ExactSet
 from gfwemu.rules.needs import TRANSPORTS, Needs, Ports, find_needs, spans_of, united
 from gfwemu.rules.networks import NetworkSet, network_text
 from gfwemu.rules.quantities import Varied
+from gfwemu.rules.spread import Spread, spread_of
 
 
 @dataclass(frozen=True, slots=True)
@@ -64,14 +65,15 @@ class KernelPlan:
     """`offload`: decided flows may be answered by connection mark. `fail_open`: a full queue lets packets pass.
 
     `track_fragments` False: fragments are taken out before the kernel reassembles them, because the engine reads
-    them by the censor's own policy; user space gets all of them. `needs`: the reasons for what is neither `unseen` nor
-    spared; None: none are known, and everything is queued.
+    them by the censor's own policy; user space gets all of them. `spread`: by what flows are shared out among workers.
+    `needs`: the reasons for what is neither `unseen` nor spared; None: none are known, and everything is queued.
     """
 
     rules: tuple[KernelRule, ...] = ()
     offload: bool = True
     fail_open: bool = True
     track_fragments: bool = False
+    spread: Spread = "pair"
     unseen: tuple[Unseen, ...] = ()
     spared: Spared = Spared()
     needs: Needs | None = None
@@ -144,6 +146,7 @@ def compile_plan(rules: RuleSet) -> KernelPlan:
         rules=tuple(kernel),
         fail_open=rules.fail_open,
         track_fragments=all(rule.index in decided for rule in rules.rules),
+        spread=spread_of(rules)[0],
         unseen=tuple(_unseen(needs)),
         spared=_spared(needs),
         needs=needs,

@@ -27,7 +27,8 @@ class Packet:
 
     `raw` ends with the IP packet. `data_offset` counts 32-bit words, as on the wire. `ip_id` is 0 over IPv6 except in
     fragments. Fields of a layer that is absent hold 0 (or b""). A fragment other than the first has no transport
-    fields: `transport_offset` is where its data begins and `payload` is that data.
+    fields: `transport_offset` is where its data begins and `payload` is that data. `unseen`: bytes of the payload that
+    the queue did not hand over.
     """
 
     raw: bytes
@@ -54,6 +55,7 @@ class Packet:
     icmp_type: int = 0
     icmp_code: int = 0
     payload: bytes = b""
+    unseen: int = 0
 
     @property
     def five_tuple(self) -> FiveTuple:

@@ -10,7 +10,7 @@ from typing import Any
 
 from kernel_net import INSIDE, OUTSIDE
 
-from gfwemu.daemon import Daemon, DaemonOptions, Parts
+from gfwemu.daemon import Daemon, DaemonOptions, Parts, Post
 from gfwemu.engine.commands import Command, SetVerdict
 from gfwemu.engine.events import Event, PacketArrived
 from gfwemu.kernel.table import RuleCounter
@@ -72,7 +72,16 @@ class SilentOutputs:
     def reloaded(self, now: float) -> None:
         os.write(self._log, b"# reloaded\n")
 
+    def flush(self) -> None:
+        pass
+
     def close(self) -> None:
+        pass
+
+    def in_worker(self, post: Post) -> SilentOutputs:
+        return self
+
+    def absorb(self, worker: int, channel: str, data: bytes) -> None:
         pass
 
 
@@ -99,7 +108,7 @@ class StubDaemon:
                 parts = Parts(
                     load=lambda: rules or RuleSet(()),
                     plan=lambda _: made() if callable(made) else made,
-                    engine=lambda _: StubEngine(self._log, answer, other),
+                    engine=lambda _rules, _worker: StubEngine(self._log, answer, other),
                 )
                 wanted = DaemonOptions(INSIDE, OUTSIDE, ready_fd=writer, **options)
                 Daemon(wanted, parts, SilentOutputs(self._log)).run()
