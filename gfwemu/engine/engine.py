@@ -17,10 +17,10 @@ from gfwemu.engine.treatments import FreezeFlow, RedirectFlow
 from gfwemu.engine.work import Decision, Work
 from gfwemu.flow.flow import Flow
 from gfwemu.flow.fragments import Complete, Fragments, Refused
+from gfwemu.flow.readable import packet_filter
 from gfwemu.model import Direction, FiveTuple, Transport, Verdict
 from gfwemu.rules.compiled import RuleSet
 from gfwemu.wire.build import build_ip
-from gfwemu.wire.checksum import checksum_ok
 from gfwemu.wire.packet import Malformed, Packet
 from gfwemu.wire.parse import parse_packet
 
@@ -57,6 +57,8 @@ class Engine:
         self._fragments = Fragments(rules.options.fragments)
         # Boxes of one file must not throw the same dice.
         rng = random.Random(f"{self._seed}/{rules.box}" if rules.box else self._seed)
+        self._rng = rng
+        self._reads = packet_filter(rules.options.tcp, rng)
         self._judge = Judge(rules, rng, self._clock.real_seconds)
 
     @property
@@ -100,6 +102,7 @@ class Engine:
                 self._sweep(event.now, commands)
             case RulesReplaced():
                 self._rules = event.rules
+                self._reads = packet_filter(event.rules.options.tcp, self._rng)
                 self._judge.load(event.rules)
                 self._flows.load(event.rules)
                 self._fragments.options = event.rules.options.fragments
@@ -189,7 +192,7 @@ class Engine:
     def _decide(self, work: Work, censor_now: float, commands: list[Command]) -> None:
         """What is to happen with one whole packet; what there is to tell comes first."""
         flow, packet = work.flow, work.packet
-        readable = not self._rules.options.tcp.verify_checksum or checksum_ok(packet)
+        readable = self._reads is None or self._reads(packet)
         decision = self._judge.judge(work, censor_now, commands, readable=readable)
         if isinstance(decision.terminal, RedirectFlow):
             alias = decision.terminal.replaced(flow.tuple)

@@ -64,7 +64,7 @@ class FlowKeeper:
             flags = packet.flags
             if flags & _FIN:
                 flow.fins |= 1 << direction_index(direction)
-            if flags & _RST or flow.fins == _BOTH_CLOSED:
+            if flow.fins == _BOTH_CLOSED or (flags & _RST and (flow.tcb is None or flow.tcb.torn_down)):
                 state = _CLOSING
             elif state is _OPENING and not flags & _SYN and (direction is _TO_SERVER or packet.payload):
                 state = _ESTABLISHED
@@ -81,12 +81,15 @@ def _is_first_syn(packet: Packet) -> bool:
 
 
 def _begins_anew(flow: Flow, direction: Direction, packet: Packet) -> bool:
-    """A SYN with a new sequence number on a flow that is over, or whose end the censor need not have seen."""
+    """A SYN with a new sequence number on a flow that is over, or whose end or beginning the censor need not have seen.
+
+    What the censor made no control block for says nothing of who is the client.
+    """
     if not _is_first_syn(packet):
         return False
     over = flow.state is _CLOSING or (flow.decision is not None and flow.decision.settled)
     if direction is _TO_CLIENT:
-        return over
+        return over or (flow.client_isn is None and flow.tcb is None)
     return flow.client_isn != packet.seq and (over or flow.client_isn is None)
 
 

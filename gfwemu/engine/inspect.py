@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import random
 from typing import TypeVar
 
 from gfwemu.dissect.dissector import Dissector
@@ -25,8 +26,12 @@ UNKNOWN = Message({"protocol": "unknown"})
 class Inspector:
     """Feeds the dissectors that the loaded rules need."""
 
-    def __init__(self, rules: RuleSet) -> None:
+    def __init__(self, rules: RuleSet, rng: random.Random) -> None:
+        """rng: for what the censor's idea of TCP leaves to chance."""
         self._options = rules.options
+        self._rng = rng
+        # What makes a control block in the middle of a connection makes it again after it was torn down.
+        self._may_return = rules.options.tcp.create_on != "syn"
         self._reads_server = bool(server_readers(rules))
         needed = [dissector for dissector in DISSECTORS if dissector.name in rules.dissectors]
         self._by_transport = {
@@ -41,10 +46,14 @@ class Inspector:
     def finished(self, flow: Flow) -> bool:
         """Whether no further message can come of the flow."""
         if flow.sessions is not None:
-            return not flow.sessions
+            return not flow.sessions and not (self._may_return and flow.tcb is not None and flow.tcb.torn_down)
         if not self.reads(flow.tuple.proto):
             return True
         return flow.tuple.proto == Transport.TCP and flow.tcb is None
+
+    def ready(self, flow: Flow) -> bool:
+        """Whether this censor looks at payload of the flow yet: some wait for the whole handshake."""
+        return self._options.tcp.handshake == "none" or (flow.tcb is not None and flow.tcb.ready)
 
     def read(self, packet: Packet, flow: Flow, direction: Direction) -> list[Message]:
         """The messages that this packet completes, each with `protocol` among its facts."""
@@ -56,14 +65,16 @@ class Inspector:
 
     def _read_segment(self, packet: Packet, flow: Flow, direction: Direction) -> list[Message]:
         tcp = self._options.tcp
-        if flow.tcb is None:
+        if flow.tcb is None or flow.tcb.torn_down:
+            if flow.tcb is not None:
+                if not self._may_return:
+                    flow.sessions = ()
+                    return []
+                flow.read_anew()
             if not Tcb.created_by(packet, tcp):
                 return []
-            flow.tcb = Tcb(tcp)
-        if flow.tcb.torn_down:
-            flow.sessions = ()
-            return []
-        data = flow.tcb.read(packet, direction)
+            flow.tcb = Tcb(tcp, self._rng)
+        data = flow.tcb.read(packet, direction, flow.last)
         if not data or (direction is Direction.TO_CLIENT and not self._reads_server):
             return []
         index = direction_index(direction)

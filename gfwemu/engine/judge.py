@@ -19,7 +19,7 @@ from gfwemu.engine.treatments import PassFlow, covers
 from gfwemu.engine.work import Decision, Work
 from gfwemu.flow.flow import Flow, direction_index
 from gfwemu.flow.residual import Block, KeyKind, ResidualTable, residual_key
-from gfwemu.model import Verdict
+from gfwemu.model import Transport, Verdict
 from gfwemu.rules.compiled import CompiledRule, RuleSet
 from gfwemu.rules.odds import Odds
 
@@ -45,7 +45,7 @@ class Judge:
         self._rules = rules
         self._generation += 1
         self._prospects = Prospects(rules.rules)
-        self._inspector = Inspector(rules)
+        self._inspector = Inspector(rules, self._rng)
         self._dice = Dice(self._rng, rules.seed)
         self._enforcer = Enforcer(self._dice, self._real_seconds, rules.options.flows.limit)
         self._residuals.limit = rules.options.flows.residual_limit
@@ -106,7 +106,8 @@ class Judge:
         if messages or (fresh and pending.whole):
             touched = self._prospects.touched(pending, [message.facts for message in messages])
         else:
-            touched = pending.eager if pending.eager and _any_may_hold(work, decision) else ()
+            may_hold = pending.eager and self._is_ripe(work) and _any_may_hold(work, decision)
+            touched = pending.eager if may_hold else ()
         if touched:
             self._try_rules(touched, work, decision, messages, censor_now, told)
         decision.fresh = False
@@ -116,6 +117,11 @@ class Judge:
             self._settle(flow, decision, fresh=fresh, messages_over=over)
         if decision.terminal is not None:
             flow.forget_stream()
+
+    def _is_ripe(self, work: Work) -> bool:
+        """Whether rules may look at the packet itself: payload counts once this censor saw enough of the handshake."""
+        packet = work.packet
+        return packet.proto != Transport.TCP or not packet.payload or self._inspector.ready(work.flow)
 
     def _try_rules(
         self,

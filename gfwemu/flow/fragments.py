@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections import OrderedDict
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass, field
 from typing import NamedTuple
 
@@ -74,7 +75,7 @@ class Fragments:
             datagram.first = packet
         if not packet.more_fragments and (datagram.total is None or last_wins):
             datagram.total = end
-        payload = _joined(datagram, last_wins=last_wins)
+        payload = _joined(datagram, self.options.on_overlap)
         if payload is None or datagram.first is None:
             return None
         del self._datagrams[key]
@@ -130,13 +131,30 @@ class Fragments:
         return True
 
 
-def _joined(datagram: _Datagram, *, last_wins: bool) -> bytes | None:
+def _joined(datagram: _Datagram, policy: str) -> bytes | None:
     """The whole payload, None while bytes are missing."""
     if datagram.total is None or datagram.bytes < datagram.total:
         return None
     whole, filled = bytearray(datagram.total), bytearray(datagram.total)
-    for offset, data in datagram.pieces if last_wins else reversed(datagram.pieces):
-        room = data[: max(0, datagram.total - offset)]
-        whole[offset : offset + len(room)] = room
-        filled[offset : offset + len(room)] = b"\x01" * len(room)
+    pieces = datagram.pieces if policy in ("last", "first_unless_wider") else reversed(datagram.pieces)
+    for number, (offset, data) in enumerate(pieces):
+        earlier = datagram.pieces[:number] if policy == "first_unless_wider" else ()
+        for start, end in _won(offset, min(offset + len(data), datagram.total), earlier):
+            whole[start:end] = data[start - offset : end - offset]
+            filled[start:end] = b"\x01" * (end - start)
     return bytes(whole) if all(filled) else None
+
+
+def _won(start: int, end: int, earlier: Sequence[tuple[int, bytes]]) -> Iterator[tuple[int, int]]:
+    """The parts of a fragment that lie in no earlier one, but for those that begin and end inside of it."""
+    standing = sorted(
+        (left, left + len(held)) for left, held in earlier if not (start < left and left + len(held) < end)
+    )
+    for left, right in standing:
+        if left > start:
+            yield start, min(left, end)
+        start = max(start, right)
+        if start >= end:
+            return
+    if start < end:
+        yield start, end

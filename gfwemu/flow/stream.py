@@ -5,6 +5,8 @@ from __future__ import annotations
 from bisect import insort
 from typing import Literal
 
+Overlap = Literal["first", "last", "left_equal_last"]
+
 _MODULUS = 1 << 32
 _HALF = 1 << 31
 
@@ -18,14 +20,18 @@ def seq_delta(later: int, earlier: int) -> int:
 class Stream:
     """In-order bytes from segments that come in any order, doubled or overlapping.
 
-    overlap: `first` keeps the copy of a byte that came first, `last` the one that came last; bytes already handed
-    out stay as they were. At most `buffer` bytes wait above a hole; what lies beyond is forgotten.
+    overlap: `first` keeps the copy of a byte that came first, `last` the one that came last, `left_equal_last` the
+    first unless a later segment begins where the one that brought it begins; bytes already handed out stay as they
+    were. At most `buffer` bytes wait above a hole; what lies beyond is forgotten, or, with `follow`, begins the stream
+    anew. `overflowed` tells that there was such data.
     """
 
-    __slots__ = ("_buffer", "_held", "_overlap", "_waiting", "delivered", "next_seq")
+    __slots__ = ("_buffer", "_follow", "_held", "_overlap", "_waiting", "delivered", "next_seq", "overflowed")
 
-    def __init__(self, next_seq: int, overlap: Literal["first", "last"], buffer: int) -> None:
+    def __init__(self, next_seq: int, overlap: Overlap, buffer: int, *, follow: bool = False) -> None:
         self.next_seq = next_seq
+        self.overflowed = False
+        self._follow = follow
         self.delivered = 0
         self._overlap = overlap
         self._buffer = buffer
@@ -49,9 +55,21 @@ class Stream:
             self._advance(len(data))
             return data
         if offset > self.delivered:
-            data = data[: max(0, self.delivered + self._buffer - offset)]
+            room = max(0, self.delivered + self._buffer - offset)
+            if len(data) > room:
+                self.overflowed = True
+                if self._follow and not room:
+                    return self._begin_anew(seq, data)
+                data = data[:room]
         self._insert(offset, data)
         return self._take()
+
+    def _begin_anew(self, seq: int, data: bytes) -> bytes:
+        self._waiting.clear()
+        self._held = 0
+        self.next_seq = seq
+        self._advance(len(data))
+        return data
 
     def _insert(self, offset: int, data: bytes) -> None:
         if not data:
@@ -60,10 +78,19 @@ class Stream:
             self._carve(offset, offset + len(data))
             pieces = [(offset, data)]
         else:
+            if self._overlap == "left_equal_last":
+                self._cede(offset, offset + len(data))
             pieces = self._gaps(offset, data)
         for piece in pieces:
             insort(self._waiting, piece)
             self._held += len(piece[1])
+
+    def _cede(self, start: int, end: int) -> None:
+        """Cuts the new segment's bytes out of the piece that begins where it begins."""
+        for offset, data in self._waiting:
+            if offset == start:
+                self._carve(start, min(end, offset + len(data)))
+                return
 
     def _carve(self, start: int, end: int) -> None:
         """Cuts [start, end) out of what waits."""

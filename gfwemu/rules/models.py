@@ -22,6 +22,7 @@ from gfwemu.rules.protocols import (
     WireguardSection,
 )
 from gfwemu.rules.quantities import Duration, Size
+from gfwemu.rules.tcp import TcpSection
 
 Name = Annotated[str, Field(pattern=r"^[A-Za-z0-9][A-Za-z0-9._-]{0,63}$")]
 PlacementName = Literal["on-path", "in-path"]
@@ -55,25 +56,13 @@ class Defaults(Section):
     probability: Chance | None = None
 
 
-class TcpSection(Section):
-    """How this censor follows TCP connections."""
-
-    create_on: Literal["syn", "synack", "any"] | None = None
-    reassembly: Literal["none", "first_segment", "full"] | None = None
-    overlap: Literal["first", "last"] | None = None
-    verify_checksum: bool | None = None
-    teardown: list[Literal["rst", "fin"]] | None = None
-    buffer: Bytes | None = None
-    inspect: Bytes | None = None
-
-
 class FragmentSection(Section):
     """How this censor treats IP fragments."""
 
     reassemble: bool | None = None
     limit: Annotated[int, Field(ge=1, le=8192)] | None = None
     timeout: Seconds | None = None
-    on_overlap: Literal["first", "last", "drop"] | None = None
+    on_overlap: Literal["first", "last", "first_unless_wider", "drop"] | None = None
     datagrams: Count | None = None
 
 

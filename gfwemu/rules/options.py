@@ -9,8 +9,13 @@ from gfwemu.dissect.options import DissectOptions
 from gfwemu.rules.compiled import EngineOptions, FlowOptions, FragmentOptions, TcpOptions
 from gfwemu.rules.models import BoxSection
 from gfwemu.rules.protocols import PROTOCOLS
+from gfwemu.rules.tcp import tcp_arguments
 
 Tree = dict[str, Any]
+
+
+_WHOLE = frozenset({"teardown"})
+"""A knob although it is a mapping: what sets it sets all of it."""
 
 
 def merged(sections: Iterable[BoxSection | Tree]) -> Tree:
@@ -23,7 +28,7 @@ def merged(sections: Iterable[BoxSection | Tree]) -> Tree:
 
 def _merge(into: Tree, other: Tree) -> None:
     for key, value in other.items():
-        if isinstance(value, dict):
+        if isinstance(value, dict) and key not in _WHOLE:
             _merge(into.setdefault(key, {}), value)
         else:
             into[key] = value
@@ -31,9 +36,6 @@ def _merge(into: Tree, other: Tree) -> None:
 
 def engine_options(tree: Tree) -> EngineOptions:
     """The options; where the tree is silent, their defaults."""
-    tcp: Tree = dict(tree.get("tcp", {}))
-    if "teardown" in tcp:
-        tcp["teardown"] = frozenset(tcp["teardown"])
     limits: Tree = tree.get("limits", {})
     dissect = {f"{section}_{knob}": value for section in PROTOCOLS for knob, value in tree.get(section, {}).items()}
     if "quic_versions" in dissect:
@@ -41,7 +43,7 @@ def engine_options(tree: Tree) -> EngineOptions:
     if "stream" in limits:
         dissect["stream_limit"] = limits["stream"]
     return EngineOptions(
-        tcp=TcpOptions(**_whole(tcp, "buffer", "inspect")),
+        tcp=TcpOptions(**tcp_arguments(tree.get("tcp", {}))),
         fragments=FragmentOptions(**tree.get("ip", {}).get("fragments", {})),
         flows=FlowOptions(**tree.get("flows", {})),
         dissect=DissectOptions(**_whole(dissect, "stream_limit")),

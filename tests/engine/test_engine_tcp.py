@@ -6,7 +6,7 @@ import pytest
 from rulekit import Holds, client_hello, rule, ruleset
 
 from gfwemu.engine.records import FlowEnded, RuleHit
-from gfwemu.flow.options import TcpOptions
+from gfwemu.flow.options import Teardown, TcpOptions
 from gfwemu.model import Direction, FiveTuple, Side, Verdict, address_bytes
 from gfwemu.testing.playbook import Playbook, Reaction, TcpTalk
 from gfwemu.wire.build import build_tcp
@@ -57,7 +57,7 @@ def test_a_retransmission_that_brings_more_is_reset_where_the_new_bytes_begin() 
 
 
 def test_a_reset_after_data_with_fin_counts_the_fin() -> None:
-    tcp = TcpOptions(teardown=frozenset({"rst"}))
+    tcp = TcpOptions(teardown={"rst": Teardown()})
     book, talk = Playbook(ruleset(rule("reset", BLOCKED, placement="on-path"), tcp=tcp)), TcpTalk()
     connected(book, talk)
     start = talk.client_seq
@@ -97,7 +97,7 @@ def test_keep_alives_and_repeats_before_the_data_do_not_hide_it() -> None:
 
 
 def test_a_syn_ack_says_where_the_client_begins() -> None:
-    book, talk = Playbook(ruleset(rule("drop", BLOCKED), tcp=TcpOptions(create_on="synack"))), TcpTalk()
+    book, talk = Playbook(ruleset(rule("drop", BLOCKED), tcp=TcpOptions(create_on="both"))), TcpTalk()
     talk.syn()
     assert book.packet(talk.syn_ack(), came_from=Side.OUTSIDE).verdict is Verdict.ACCEPT
     start = talk.client_seq
