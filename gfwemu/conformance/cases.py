@@ -118,11 +118,6 @@ def _check(entry: CaseEntry, eras: Sequence[str], place: Place, problems: list[P
                 check_rate(rate.published, rate.tolerance, rate.not_, changes.repeat or entry.repeat)
             except ValueError as error:
                 problems.append(Problem(place, f"the case '{entry.id}' in '{name}': {error}"))
-    if entry.clock is not None:
-        try:
-            datetime.fromisoformat(entry.clock).timestamp()
-        except ValueError:
-            problems.append(Problem(place, f"the case '{entry.id}': clock '{entry.clock}' is no ISO date and time"))
 
 
 def _fit(entry: CaseEntry, file: CaseFile, era: str, place: Place) -> Case:

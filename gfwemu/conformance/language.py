@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import re
+from datetime import datetime
 from typing import Annotated, Any, Literal
 
 from pydantic import AfterValidator, BeforeValidator, Field, model_validator
@@ -243,6 +244,19 @@ Step.model_rebuild()
 # -- cases --------------------------------------------------------------------------------------------------------
 
 
+def _clock(text: str) -> str:
+    try:
+        aware = datetime.fromisoformat(text).tzinfo is not None
+    except ValueError:
+        aware = False
+    if not aware:
+        raise ValueError(f"'{text}' is no date and time with an offset, as in '2024-11-15T04:30:00+08:00'")
+    return text
+
+
+Clock = Annotated[str, AfterValidator(_clock)]
+
+
 class Rate(Section):
     """How often the case holds. `not`: published or thinkable rates that the number of repetitions must tell apart."""
 
@@ -288,7 +302,7 @@ class CaseEntry(Section):
     rule: str | list[str] | None = None
     must_not: bool = False
     where: Where = "both"
-    clock: str | None = None
+    clock: Clock | None = None
     repeat: Annotated[int, Field(ge=1, le=2000)] = 1
     rate: Rate | None = None
     delays: Quantiles | None = None

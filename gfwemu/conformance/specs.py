@@ -5,14 +5,22 @@ from __future__ import annotations
 import re
 from typing import Annotated, Literal
 
-from pydantic import BaseModel, BeforeValidator, ConfigDict, Field, model_validator
+from pydantic import AfterValidator, BaseModel, BeforeValidator, ConfigDict, Field, model_validator
 
 from gfwemu.rules.models import Section
 from gfwemu.rules.quantities import parse_quantity
 
-Flags = Annotated[str, Field(pattern=r"^[FSRPAUEC]*$")]
 Hex = Annotated[str, Field(pattern=r"^([0-9a-fA-F]{2}\s*)*$")]
 Port = Annotated[int, Field(ge=0, le=65535)]
+
+
+def _flags(text: str) -> str:
+    if text != "none" and not re.fullmatch("[FSRPAUEC]+", text):
+        raise ValueError(f"'{text}' are not TCP flags: write letters of FSRPAUEC, as in 'RA', or 'none'")
+    return "" if text == "none" else text
+
+
+Flags = Annotated[str, AfterValidator(_flags)]
 
 
 class Range(BaseModel):
