@@ -24,7 +24,7 @@ def main() -> None:
         connection = socket.socket(socket.AF_INET, socket.SOCK_STREAM | socket.SOCK_NONBLOCK)
         connection.connect_ex(next(targets))
         opened[connection.fileno()] = connection
-        poll.register(connection.fileno(), select.EPOLLOUT)
+        poll.register(connection.fileno(), select.EPOLLOUT | select.EPOLLIN | select.EPOLLET)
 
     for _ in range(int(at_once)):
         begin()
@@ -34,9 +34,9 @@ def main() -> None:
         for fd, events in poll.poll(0.1):
             connection = opened[fd]
             try:
-                if events & select.EPOLLOUT:
+                # Told of changes only: first that it is connected, then that there is something to read.
+                if not events & select.EPOLLIN:
                     connection.send(next(hellos))
-                    poll.modify(fd, select.EPOLLIN)
                     continue
                 good = bool(connection.recv(4096))
             except OSError:
