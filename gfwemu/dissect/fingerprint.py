@@ -1,4 +1,4 @@
-"""JA3 (Salesforce) and JA4 (FoxIO, BSD-3) fingerprints of a ClientHello."""
+"""Fingerprints of a ClientHello: its cipher suites, JA3 (Salesforce) and JA4 (FoxIO, BSD-3)."""
 
 from __future__ import annotations
 
@@ -21,6 +21,11 @@ _JA4_VERSIONS: dict[int, str] = {
     0xFEFC: "d3",
 }
 _NOTHING = "000000000000"
+
+
+def cipher_text(hello: ClientHello) -> str:
+    """The cipher suites in wire order as hexadecimal digits: `1301-1302-c02f`."""
+    return "-".join(f"{value:04x}" for value in without_grease(hello.ciphers))
 
 
 def ja3_text(hello: ClientHello) -> str:

@@ -17,7 +17,7 @@ from gfwemu.dissect.client_hello import (
 )
 from gfwemu.dissect.dissector import Dissector
 from gfwemu.dissect.fields import Field, FieldKind
-from gfwemu.dissect.fingerprint import ja3, ja4
+from gfwemu.dissect.fingerprint import cipher_text, ja3, ja4
 from gfwemu.dissect.options import DissectOptions
 from gfwemu.dissect.outcome import NEED_MORE, Confirm, DeferredFacts, FactValue, Message, Outcome, Reject, Span
 from gfwemu.dissect.reader import MalformedBytes, OutOfBytes
@@ -46,6 +46,13 @@ FIELDS = (
     Field("tls.versions", FieldKind.TEXTS, "Every version that the ClientHello offers.", "1.2"),
     Field("tls.ech", FieldKind.FLAG, "Encrypted ClientHello extension (0xfe0d), real or GREASE.", "true"),
     Field("tls.esni", FieldKind.FLAG, "Encrypted SNI extension of the early drafts (0xffce).", "true"),
+    Field(
+        "tls.ciphers",
+        FieldKind.TEXT,
+        "Cipher suites that the ClientHello offers, in its order, without GREASE; Tor was found by them in 2011 (Winter "
+        "and Lindskog, FOCI 2012).",
+        "1301-1302-c02f",
+    ),
     Field("tls.ja3", FieldKind.TEXT, "JA3 hash of the ClientHello.", "375c6162a492dfbf2795909110ce8424"),
     Field("tls.ja4", FieldKind.TEXT, "JA4 fingerprint of the ClientHello.", "t13d1516h2_8daaf6152771_e5627efa2ab1"),
     Field("tls.hello_length", FieldKind.NUMBER, "Bytes of the ClientHello, its 4-byte header included.", "517"),
@@ -161,6 +168,7 @@ _LATER: Mapping[str, Callable[[ClientHello], FactValue]] = {
     "tls.versions": lambda hello: tuple(VERSION_NAMES.get(version, OTHER_VERSION) for version in hello.versions),
     "tls.ech": lambda hello: hello.has(ENCRYPTED_CLIENT_HELLO),
     "tls.esni": lambda hello: hello.has(ENCRYPTED_SERVER_NAME),
+    "tls.ciphers": cipher_text,
     "tls.ja3": ja3,
     "tls.ja4": lambda hello: ja4(hello, "t"),
     "tls.hello_length": lambda hello: hello.length,

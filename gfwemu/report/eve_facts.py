@@ -1,4 +1,4 @@
-"""From facts to the protocol objects of EVE (`tls`, `quic`, `dns`, `http`, `metadata`), and to plain JSON values."""
+"""From facts to the protocol objects of EVE (`tls`, `quic`, `dns`, `http`, `ftp`, `smtp`, `metadata`), and to plain JSON values."""
 
 from __future__ import annotations
 
@@ -35,6 +35,13 @@ _MEMBERS: dict[str, dict[str, tuple[str, str]]] = {
         "http.method": ("http_method", _TEXT),
         "http.version": ("protocol", _TEXT),
         "http.user_agent": ("http_user_agent", _TEXT),
+    },
+    "ftp": {
+        "ftp.command": ("command", _TEXT),
+        "ftp.argument": ("command_data", _TEXT),
+    },
+    "smtp": {
+        "smtp.mail_from": ("mail_from", _TEXT),
     },
 }
 """EVE object: our field -> its member and form. Names and types as in Suricata's user guide, "EVE JSON Format"."""

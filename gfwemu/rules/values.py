@@ -33,6 +33,7 @@ TEXT_OPERATORS = ("prefix", "suffix", "contains", "regex")
 _SPELLINGS: dict[str, Callable[[str], str]] = {
     "dns.qtype": str.upper,
     "dns.qclass": str.upper,
+    "tls.ciphers": str.lower,
     "tls.ja3": str.lower,
     "tls.ja4": str.lower,
     "quic.ja4": str.lower,

@@ -14,7 +14,7 @@ from hello_kit import (
 )
 
 from gfwemu.dissect.client_hello import read_client_hello
-from gfwemu.dissect.fingerprint import ja3, ja3_text, ja4
+from gfwemu.dissect.fingerprint import cipher_text, ja3, ja3_text, ja4
 
 # FoxIO technical_details/JA4.md, the worked example.
 FOXIO_CIPHERS = (
@@ -118,6 +118,11 @@ def test_ja3_of_the_authors_examples() -> None:
     second = client_hello(None, version=0x0301, ciphers=(4, 5, 10, 9, 100, 98, 3, 6, 19, 18, 99))
     assert ja3_text(read_client_hello(second)) == "769,4-5-10-9-100-98-3-6-19-18-99,,,"
     assert ja3(read_client_hello(second)) == "de350869b8c85de67a350c8d186f11e6"
+
+
+def test_cipher_suites_are_hexadecimal_and_without_grease() -> None:
+    assert cipher_text(read_client_hello(client_hello(ciphers=(0x0A0A, 0xC02B, 0x0005, 0x00FF)))) == "c02b-0005-00ff"
+    assert cipher_text(read_client_hello(client_hello(ciphers=()))) == ""
 
 
 def test_ja3_leaves_grease_out() -> None:

@@ -59,6 +59,7 @@ def test_every_fact_of_an_ordinary_hello() -> None:
         "tls.versions": ("1.3", "1.2"),
         "tls.ech": False,
         "tls.esni": False,
+        "tls.ciphers": "1301-1302-c02f",
         "tls.ja3": hashlib.md5(b"771,4865-4866-49199,0-16-43-10-13-11,29-23,0").hexdigest(),
         "tls.ja4": f"t13d0306h2_{short(b'1301,1302,c02f')}_{short(b'000a,000b,000d,002b_0403,0804')}",
         "tls.hello_length": len(message),

@@ -372,3 +372,13 @@ def test_byte_patterns_that_cannot_be(tmp_path: Path, pattern: str, problem: str
     text = f"version: 1\nrules:\n  - {{name: one, match: {{payload.bytes: {pattern}}}, action: drop}}\n"
     (found,) = problems_of(tmp_path, text)
     assert found.endswith(problem)
+
+
+def test_the_cipher_suites_of_tor_are_one_entry_of_a_list(tmp_path: Path) -> None:
+    suites = Path(__file__).parents[2] / "rules" / "lists" / "china-tor-ciphers.txt"
+    lists = f"lists: {{tor: {{file: {suites}, format: text}}}}\n"
+    rules = one_rule(tmp_path, '{tls.ciphers: "@tor"}', extra=lists)
+    (line,) = [line for line in suites.read_text().splitlines() if not line.startswith("#")]
+    assert len(line.split("-")) == 29
+    assert matched(rules, tls__ciphers=line) == [f"{line} from @tor"]
+    assert matched(rules, tls__ciphers=line.removesuffix("-00ff")) is None
