@@ -49,8 +49,8 @@ FIELDS = (
     Field(
         "tls.ciphers",
         FieldKind.TEXT,
-        "Cipher suites that the ClientHello offers, in its order, without GREASE; Tor was found by them in 2011 (Winter "
-        "and Lindskog, FOCI 2012).",
+        "Cipher suites that the ClientHello offers, in its order, without GREASE; China found Tor by them (Winter and "
+        "Lindskog, FOCI 2012).",
         "1301-1302-c02f",
     ),
     Field("tls.ja3", FieldKind.TEXT, "JA3 hash of the ClientHello.", "375c6162a492dfbf2795909110ce8424"),

@@ -1,4 +1,4 @@
-"""From facts to the protocol objects of EVE (`tls`, `quic`, `dns`, `http`, `ftp`, `smtp`, `metadata`), and to plain JSON values."""
+"""From facts to the protocol objects of EVE (`tls`, `quic`, `dns` and so on, `metadata`), and to plain JSON values."""
 
 from __future__ import annotations
 
