@@ -132,8 +132,6 @@ class Tcb:
                 self._seen |= _SYN_SEEN
         elif direction is _SERVER:
             self._seen |= _SYNACK_SEEN
-        elif self._seen & _SYN_SEEN and self._options.simultaneous_open == "off_by_one":
-            self._streams[_CLIENT] = self._stream(packet.seq)
         if direction is _CLIENT and self._isn is None:
             self._isn = packet.seq
         self._open(direction, first)
@@ -238,6 +236,8 @@ class Tcb:
         """Takes the packet's numbers for right, whatever was expected (Wang et al., IMC 2017, section 5)."""
         self._lock_on = ()
         first = (packet.seq + 1) % _MODULUS if packet.flags & _SYN else packet.seq
+        if direction is _CLIENT and packet.flags & _ACK and self._options.simultaneous_open == "off_by_one":
+            first = packet.seq
         self._streams[direction] = self._stream(first)
         if direction is _SERVER:
             self._streams[_CLIENT] = self._stream(packet.ack)
