@@ -3,11 +3,11 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Iterator, Mapping
-from dataclasses import dataclass, field
+from dataclasses import field
 from typing import Any, NamedTuple, Protocol
 
 from gfwemu.dissect.dns_message import Query
-from gfwemu.model import Direction
+from gfwemu.model import Direction, record
 
 FactValue = str | int | float | bool | tuple[str, ...]
 
@@ -61,7 +61,7 @@ class DeferredFacts(Mapping[str, FactValue]):
         return repr(dict(self))
 
 
-@dataclass(frozen=True, slots=True)
+@record
 class Message:
     """One protocol message (a ClientHello, a query, a request): facts by field name, and where they stood.
 
@@ -73,19 +73,19 @@ class Message:
     query: Query | None = None
 
 
-@dataclass(frozen=True, slots=True)
+@record
 class NeedMore:
     """The bytes so far fit the protocol, and its facts are not complete."""
 
 
-@dataclass(frozen=True, slots=True)
+@record
 class Reject:
     """Not this protocol, or malformed beyond reading. The session is not fed again."""
 
     reason: str
 
 
-@dataclass(frozen=True, slots=True)
+@record
 class Confirm:
     """It is this protocol. `messages` holds one entry for each message completed by this feed, in order.
 

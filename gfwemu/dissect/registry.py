@@ -1,4 +1,7 @@
-"""Every dissector, in one list that somebody can read."""
+"""Every dissector, in one list that somebody can read.
+
+Of each transport the most frequent protocols stand first: the first that recognises a flow spares the others the look.
+"""
 
 from __future__ import annotations
 
@@ -15,9 +18,9 @@ from gfwemu.dissect.wireguard import WIREGUARD
 
 DISSECTORS: tuple[Dissector, ...] = (
     DNS_UDP,
-    DNS_TCP,
-    HTTP1,
     TLS,
+    HTTP1,
+    DNS_TCP,
     QUIC,
     FTP,
     SMTP,

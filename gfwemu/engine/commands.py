@@ -2,13 +2,11 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass
-
 from gfwemu.engine.records import Record
-from gfwemu.model import Verdict
+from gfwemu.model import Verdict, record
 
 
-@dataclass(frozen=True, slots=True)
+@record
 class SetVerdict:
     """The one verdict of a packet.
 
@@ -26,7 +24,7 @@ class SetVerdict:
     queue_all: bool = False
 
 
-@dataclass(frozen=True, slots=True)
+@record
 class Hold:
     """The packet waits; a later SetVerdict ends its wait."""
 
@@ -34,7 +32,7 @@ class Hold:
     reason: str = ""
 
 
-@dataclass(frozen=True, slots=True)
+@record
 class Inject:
     """Send this forged IP packet now."""
 
@@ -42,14 +40,14 @@ class Inject:
     reason: str
 
 
-@dataclass(frozen=True, slots=True)
+@record
 class SetTimer:
     """Call `TimerFired` once, at that time (seconds since the epoch). Replaces any earlier wish; None: no wish."""
 
     at: float | None
 
 
-@dataclass(frozen=True, slots=True)
+@record
 class Watch:
     """Packets between these endpoints must be queued for `seconds`, offloaded or not: a residual block began.
 
@@ -64,7 +62,7 @@ class Watch:
     seconds: float
 
 
-@dataclass(frozen=True, slots=True)
+@record
 class Report:
     """Something for the event log."""
 

@@ -2,14 +2,12 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass
-
-from gfwemu.model import Side
+from gfwemu.model import Side, record
 from gfwemu.rules.compiled import RuleSet
 from gfwemu.wire.packet import Packet
 
 
-@dataclass(frozen=True, slots=True)
+@record
 class PacketArrived:
     """One IP packet from the queue. `now`: seconds since the epoch. `came_from` None: unknown, as in a capture.
 
@@ -25,14 +23,14 @@ class PacketArrived:
     length: int = 0
 
 
-@dataclass(frozen=True, slots=True)
+@record
 class TimerFired:
     """The time asked for by the last `SetTimer` has come (early or late does no harm)."""
 
     now: float
 
 
-@dataclass(frozen=True, slots=True)
+@record
 class RulesReplaced:
     """From now on these rules hold; flows decided under the old ones are looked at anew."""
 
@@ -40,7 +38,7 @@ class RulesReplaced:
     now: float
 
 
-@dataclass(frozen=True, slots=True)
+@record
 class Stopping:
     """The shell is about to end: every held packet gets its verdict, every flow its last record."""
 

@@ -3,10 +3,11 @@
 from __future__ import annotations
 
 import random
+from collections.abc import Iterable
 from typing import TypeVar
 
 from gfwemu.dissect.dissector import Dissector
-from gfwemu.dissect.outcome import Confirm, DeferredFacts, Message, Reject
+from gfwemu.dissect.outcome import Confirm, DeferredFacts, Message, Reject, Session
 from gfwemu.dissect.registry import DISSECTORS
 from gfwemu.flow.flow import Flow, direction_index
 from gfwemu.flow.tcb import Tcb
@@ -87,9 +88,7 @@ class Inspector:
         flow.inspected = _replaced(flow.inspected, index, flow.inspected[index] + len(data))
         kept = flow.excerpts[index]
         if len(kept) < KEPT_BYTES:
-            flow.excerpts = _replaced(
-                flow.excerpts, index, kept + data[: KEPT_BYTES - len(kept)] if kept else data[:KEPT_BYTES]
-            )
+            flow.excerpts = _replaced(flow.excerpts, index, kept + data[: KEPT_BYTES - len(kept)])
         messages = self._feed(flow, direction, data[:room]) if room > 0 else []
         return messages if len(data) <= room else messages + self._give_up(flow)
 
@@ -114,11 +113,17 @@ class Inspector:
         return self._feed(flow, direction, packet.payload)
 
     def _feed(self, flow: Flow, direction: Direction, data: bytes) -> list[Message]:
+        sessions: Iterable[tuple[Dissector, Session]]
         if flow.sessions is None:
-            dissectors: list[Dissector] = self._by_transport.get(flow.tuple.proto, [])
-            flow.sessions = tuple((dissector, dissector.open(self._options.dissect)) for dissector in dissectors)
+            # Opened one by one, since the first that recognises its protocol ends the search.
+            dissectors = self._by_transport.get(flow.tuple.proto, [])
+            sessions = ((dissector, dissector.open(self._options.dissect)) for dissector in dissectors)
+            had_any = bool(dissectors)
+        else:
+            sessions = flow.sessions
+            had_any = bool(sessions)
         alive = []
-        for dissector, session in flow.sessions:
+        for dissector, session in sessions:
             outcome = session.feed(direction, data)
             if isinstance(outcome, Reject):
                 continue
@@ -128,9 +133,7 @@ class Inspector:
                 flow.sessions = () if outcome.final else ((dissector, session),)
                 return [_named(message, dissector.name) for message in outcome.messages]
             alive.append((dissector, session))
-        had_any = bool(flow.sessions)
-        if len(alive) < len(flow.sessions):
-            flow.sessions = tuple(alive)
+        flow.sessions = tuple(alive)
         if had_any and not alive and not flow.confirmed:
             return [UNKNOWN]
         return []

@@ -3,13 +3,13 @@
 from __future__ import annotations
 
 from collections.abc import Mapping
-from dataclasses import dataclass, field
+from dataclasses import field
 
-from gfwemu.model import Direction, FiveTuple, Placement
+from gfwemu.model import Direction, FiveTuple, Placement, record
 from gfwemu.rules.compiled import Fact
 
 
-@dataclass(frozen=True, slots=True)
+@record
 class FlowRef:
     """Which flow: `tuple` runs from client to server. `protocol` is the recognised one, or ""."""
 
@@ -18,7 +18,7 @@ class FlowRef:
     protocol: str = ""
 
 
-@dataclass(frozen=True, slots=True)
+@record
 class Evidence:
     """Why a rule fired: the field, its value, the rule's entry that matched, and the bytes where they are known.
 
@@ -33,7 +33,7 @@ class Evidence:
     excerpt: bytes = b""
 
 
-@dataclass(frozen=True, slots=True)
+@record
 class RuleHit:
     """A rule fired. packet_number counts the flow's packets in both directions from 1.
 
@@ -57,7 +57,7 @@ class RuleHit:
     towards: str = ""
 
 
-@dataclass(frozen=True, slots=True)
+@record
 class ResidualHit:
     """A packet met a residual block. Told once for each flow that meets it."""
 
@@ -70,7 +70,7 @@ class ResidualHit:
     cite: str = ""
 
 
-@dataclass(frozen=True, slots=True)
+@record
 class MessageSeen:
     """A dissector completed a message: the material of `tls`, `dns`, `http` and `quic` events."""
 
@@ -80,7 +80,7 @@ class MessageSeen:
     facts: Mapping[str, Fact]
 
 
-@dataclass(frozen=True, slots=True)
+@record
 class PacketDropped:
     """The first packet of a flow that a rule dropped in that direction; later ones are counted in FlowEnded.
 
@@ -99,7 +99,7 @@ class PacketDropped:
     tcp_flags: int | None = None
 
 
-@dataclass(frozen=True, slots=True)
+@record
 class FlowEnded:
     """A flow left the table.
 
@@ -122,7 +122,7 @@ class FlowEnded:
     facts: Mapping[str, Fact] = field(default_factory=dict)
 
 
-@dataclass(frozen=True, slots=True)
+@record
 class EngineFault:
     """The engine failed on a packet: `on_error` was applied. A bug to report."""
 
