@@ -1,4 +1,4 @@
-"""QUIC by the firewall's rules: the first datagram of a flow, ports, a minute of memory (Zohaib et al., USENIX 2025)."""
+"""QUIC by the rules of Zohaib et al. (USENIX Security 2025): first datagram of a flow, ports, a minute of memory."""
 
 from __future__ import annotations
 
