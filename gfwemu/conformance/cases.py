@@ -15,10 +15,14 @@ from gfwemu.rules.files import shown_path
 from gfwemu.rules.tree import Items, Mapping, read_tree
 from gfwemu.rules.validate import suggestion, validated
 
+NOON = "2024-11-15T12:00:00+08:00"
+"""When cases play that name no time: a working day in China."""
+
 
 @dataclass(frozen=True, slots=True)
 class Case:
-    """One behaviour of one era. `rules`: those without which it does not hold; `clock`: seconds since the epoch."""
+    """One behaviour of one era. `rules`: those without which it does not hold; `clock`: seconds since the
+    epoch, when the censor's clock begins."""
 
     id: str
     mechanism: str
@@ -28,7 +32,7 @@ class Case:
     rules: tuple[str, ...]
     must_not: bool
     where: str
-    clock: float | None
+    clock: float
     repeat: int
     rate: Rate | None
     delays: Quantiles | None
@@ -40,7 +44,7 @@ class Case:
 
     @property
     def live(self) -> bool:
-        return self.where in ("live", "both") and self.clock is None
+        return self.where in ("live", "both")
 
     @property
     def replayed(self) -> bool:
@@ -134,7 +138,7 @@ def _fit(entry: CaseEntry, file: CaseFile, era: str, place: Place) -> Case:
         rules=() if rule is None else (rule,) if isinstance(rule, str) else tuple(rule),
         must_not=must_not,
         where=changes.where or entry.where,
-        clock=None if entry.clock is None else datetime.fromisoformat(entry.clock).timestamp(),
+        clock=datetime.fromisoformat(changes.clock or entry.clock or NOON).timestamp(),
         repeat=changes.repeat or entry.repeat,
         rate=changes.rate or (None if "rate" in changes.model_fields_set else entry.rate),
         delays=changes.delays or entry.delays,

@@ -287,6 +287,7 @@ class Changes(Section):
     rate: Rate | None = None
     repeat: Annotated[int, Field(ge=1, le=2000)] | None = None
     delays: Quantiles | None = None
+    clock: Clock | None = None
     gap: str | None = None
     note: str | None = None
 

@@ -33,9 +33,17 @@ _PROGRAM_ADDRESSES = [f"192.0.2.{number}" for number in range(11, 32)]
 def play_live(
     path: Path, cases: Sequence[Case], *, time_scale: float, jobs: int, on_result: Callable[[Result], None]
 ) -> list[Result]:
-    """The results in the order of the cases. Raises what building a lab raises."""
-    with Lab(_topology(cases), rules=[path], time_scale=time_scale) as lab:
-        return asyncio.run(_play(lab, cases, time_scale, jobs, on_result))
+    """The results in the order of the cases. Raises what building a lab raises.
+
+    Cases at different times of the censor's clock play in labs of their own, one after the other.
+    """
+    found: dict[str, Result] = {}
+    for clock in sorted({case.clock for case in cases}):
+        mine = [case for case in cases if case.clock == clock]
+        with Lab(_topology(mine), rules=[path], time_scale=time_scale, start_time=clock) as lab:
+            played = asyncio.run(_play(lab, mine, time_scale, jobs, on_result))
+        found.update({one.case.id: one for one in played})
+    return [found[case.id] for case in cases]
 
 
 def _topology(cases: Sequence[Case]) -> Topology:

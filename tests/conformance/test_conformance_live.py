@@ -1,0 +1,35 @@
+"""The cases with real packets: all of the newest era, and some that must notice a missing rule."""
+
+from __future__ import annotations
+
+import pytest
+
+from gfwemu.conformance.cases import choose, load_cases
+from gfwemu.conformance.live import play_live
+from gfwemu.conformance.result import FAIL, GAP, INCONCLUSIVE, PASS
+from gfwemu.conformance.without import load_without
+from gfwemu.rules.catalogue import find_profile
+
+PROFILE = "china"
+SAMPLE = ["tls-three-injectors", "quic-dropped", "dns-two-injectors", "tls-program"]
+
+pytestmark = [pytest.mark.kernel, pytest.mark.slow, pytest.mark.needs("curl", "dig")]
+
+
+def test_every_case_passes_in_a_lab() -> None:
+    cases = [case for case in load_cases(PROFILE) if case.live]
+    results = play_live(find_profile(PROFILE), cases, time_scale=10, jobs=24, on_result=lambda _: None)
+    wrong = [f"{one.case.id}: {'; '.join(one.wrong)}" for one in results if one.verdict == FAIL]
+    assert wrong == []
+    # A busy machine may spoil a few, and then says so.
+    conclusive = [one for one in results if one.verdict in (PASS, GAP)]
+    spoilt = [f"{one.case.id}: {one.observed}" for one in results if one.verdict == INCONCLUSIVE]
+    assert len(conclusive) >= 0.9 * len(cases), spoilt
+
+
+def test_cases_notice_in_a_lab_that_their_rules_are_gone() -> None:
+    cases = choose(load_cases(PROFILE), SAMPLE)
+    rules = sorted({rule for case in cases for rule in case.rules})
+    with load_without(find_profile(PROFILE), rules) as reduced:
+        results = play_live(reduced.path, cases, time_scale=10, jobs=24, on_result=lambda _: None)
+    assert {one.case.id: one.verdict for one in results} == dict.fromkeys(SAMPLE, FAIL)
