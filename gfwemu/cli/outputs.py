@@ -42,6 +42,8 @@ class FileOutputs:
             self._capture = files.enter_context(pcap.open("wb", buffering=0)) if pcap else None
             self._eve = EveWriter(self._lines, each=False) if self._lines else None
             self._pcap = PcapngWriter(self._capture, each=False) if self._capture else None
+            # What workers post comes behind the capture's header.
+            self.flush()
             self._write_metrics()
         except OSError as error:
             raise UsageError(f"{error.filename}: {error.strerror}") from None

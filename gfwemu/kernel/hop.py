@@ -140,13 +140,11 @@ def _spread_lines(ways: list[str], spread: Spread, inside: str) -> Iterator[str]
     """Rules that send a packet one of the ways, both directions the same."""
     if spread != "one":
         goals = ", ".join(f"{number} : goto {way}" for number, way in enumerate(ways))
-        for match, near, far in (
-            (f'iifname "{inside}"', "saddr", "daddr"),
-            (f'iifname != "{inside}"', "daddr", "saddr"),
-        ):
+        for sign, near, far in (("", "saddr", "daddr"), ("!= ", "daddr", "saddr")):
             for family in ("ip", "ip6"):
                 key = f"{family} {near}" if spread == "inside" else f"{family} {near} . {family} {far}"
-                yield f'iifname {match} "{inside}" jhash {key} mod {len(ways)} seed {_SEED:#x} vmap {{ {goals} }}'
+                share = f"jhash {key} mod {len(ways)} seed {_SEED:#x}"
+                yield f'iifname {sign}"{inside}" {share} vmap {{ {goals} }}'
     yield f"goto {ways[0]}"
 
 
