@@ -239,6 +239,24 @@ def test_standard_input(tmp_path: Path) -> None:
     assert json.loads(done.stdout)["rows"][0]["rule"] == "dns-forged"
 
 
+def test_the_censor_clock_may_run_faster_and_start_elsewhere(run: Run) -> None:
+    """The capture's second connection comes a second after the first, whose block lasts for 180."""
+
+    def met(*options: str) -> int:
+        run("session.pcap", "--rules", "rules.yaml", "--eve", "eve.json", *options)
+        return Path("eve.json").read_text().count('"kind":"residual"')
+
+    assert met() == 1
+    assert met("--time-scale", "1000") == 0
+    night = 'schedule: {dates: 2025-08-20, hours: "00:34-01:48", timezone: "+08:00"}'
+    Path("rules.yaml").write_text(RULES.replace("    action: reset", f"    {night}\n    action: reset"))
+    assert met() == 0
+    assert met("--start-time", "2025-08-20T00:40+08:00") == 1
+    code, _, err = run("session.pcap", "--rules", "rules.yaml", "--start-time", "soon")
+    assert code == 2
+    assert "'soon' is no moment; write it as in 2025-08-20T00:30+08:00" in err
+
+
 def test_the_same_seed_gives_the_same_log(run: Run) -> None:
     Path("dice.yaml").write_text(RULES.replace("    action: reset", "    probability: 0.5\n    action: reset"))
     sessions = [connection(41000 + n, "www.blocked.example", START + 200 * n) for n in range(40)]
