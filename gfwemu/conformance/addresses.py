@@ -9,6 +9,7 @@ from __future__ import annotations
 import itertools
 from collections import defaultdict
 from collections.abc import Iterator
+from functools import cache
 from ipaddress import ip_address, ip_network
 
 from gfwemu.conformance.stage import InconclusiveError
@@ -30,20 +31,23 @@ SILENT = {4: "198.51.100.64/26", 6: "2001:db8:f:2::/122"}
 RESOLVERS = {4: "198.51.100.53", 6: "2001:db8:53::53"}
 
 
-def _hosts(network: str) -> list[bytes]:
-    return [ip_address(str(address)).packed for address in itertools.islice(ip_network(network).hosts(), 300)]
+@cache
+def _hosts(network: str) -> tuple[bytes, ...]:
+    parsed = ip_network(network)
+    length = parsed.max_prefixlen // 8
+    first = int(parsed.network_address)
+    count = min(parsed.num_addresses, 300)
+    numbers = range(first + 1, first + count - 1) if count > 2 else range(first, first + count)
+    return tuple(number.to_bytes(length, "big") for number in numbers)
 
 
 class Addresses:
     """Gives them out."""
 
     def __init__(self) -> None:
-        self._clients = {side: {4: _hosts(v4), 6: _hosts(v6)} for side, (v4, v6) in HAND_MADE.items()}
-        self._free = {side: {4: list(kinds[4]), 6: list(kinds[6])} for side, kinds in self._clients.items()}
+        self._free = {side: {4: list(_hosts(v4)), 6: list(_hosts(v6))} for side, (v4, v6) in HAND_MADE.items()}
         self._servers = {side: {4: _hosts(v4), 6: _hosts(v6)} for side, (v4, v6) in SERVERS.items()}
         self._met: defaultdict[bytes, set[bytes]] = defaultdict(set)
-        self._hand = [ip_network(text) for networks in HAND_MADE.values() for text in networks]
-        self._inside = [ip_network(text) for text in INSIDE_NETWORKS]
         self._given: list[tuple[Side, bytes]] = []
         self._turn: Iterator[int] = itertools.count()
         self.silent = {address for network in SILENT.values() for address in _hosts(network)}
@@ -91,9 +95,13 @@ class Addresses:
 
     def by_hand(self, address: bytes) -> bool:
         """Whether no kernel answers there."""
-        shown = ip_address(address)
-        return any(shown in network for network in self._hand)
+        return _within(address, tuple(text for networks in HAND_MADE.values() for text in networks))
 
     def side_of(self, address: bytes) -> Side:
-        shown = ip_address(address)
-        return Side.INSIDE if any(shown in network for network in self._inside) else Side.OUTSIDE
+        return Side.INSIDE if _within(address, INSIDE_NETWORKS) else Side.OUTSIDE
+
+
+@cache
+def _within(address: bytes, networks: tuple[str, ...]) -> bool:
+    shown = ip_address(address)
+    return any(shown in ip_network(network) for network in networks)

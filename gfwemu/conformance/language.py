@@ -22,7 +22,7 @@ Where = Literal["live", "replay", "both"]
 class Connect(Section):
     """A TCP connection by hand.
 
-    handshake: full; `syn` (SYN and nothing else); `blind` (SYN, then on without waiting, as a spoofed client does);
+    handshake: full; `syn` (SYN, and no ACK for the SYN/ACK); `blind` (SYN, then on without waiting, as a spoofed client does);
     `none` (no packet at all: what is sent next comes out of the blue).
     server: `fresh` (one that nobody else uses), `same` (as the connection before), `other`, `silent` (answers nothing),
     `resolver`, an address or a network. client: `same` or `other`. from: the side of the client.

@@ -156,6 +156,7 @@ class Play:
         else:
             await self._stage.sleep(self._round_trip)
             channel.pump()
+            channel.handshake_done()
         return channel
 
     @property
