@@ -24,6 +24,9 @@ from gfwemu.wire.build import build_ip
 from gfwemu.wire.packet import Malformed, Packet
 from gfwemu.wire.parse import parse_packet
 
+# A member of an enumeration is slow to reach, and there are many packets.
+_ACCEPT = Verdict.ACCEPT
+
 
 class Engine:
     """One censor. `time_scale`: its clock runs that many times faster than the real one.
@@ -133,11 +136,17 @@ class Engine:
             flow, direction = self._flow_of(event, packet, censor_now, commands)
             if self._judge.passes(flow):
                 self._flows.advance(flow, packet, direction)
-                commands.append(SetVerdict(event.packet_id, Verdict.ACCEPT, None, self._offload))
-            else:
-                work = Work(event.packet_id, packet, flow, direction, event.now, release_at=event.now)
-                self._decide(work, censor_now, commands)
-                self._perform(work, commands)
+                commands.append(SetVerdict(event.packet_id, _ACCEPT, None, self._offload))
+                return
+            readable = self._reads is None or self._reads(packet)
+            nothing_changes, messages = self._judge.glance(packet, flow, direction) if readable else (False, None)
+            if nothing_changes:
+                self._flows.advance(flow, packet, direction)
+                commands.append(SetVerdict(event.packet_id, _ACCEPT))
+                return
+            work = Work(event.packet_id, packet, flow, direction, event.now, release_at=event.now, messages=messages)
+            self._decide(work, censor_now, commands, readable=readable)
+            self._perform(work, commands)
 
     def _fragment(self, event: PacketArrived, packet: Packet, censor_now: float, commands: list[Command]) -> None:
         """Fragments wait until their datagram is whole; then all of them share its verdict."""
@@ -171,7 +180,8 @@ class Engine:
             return
         flow, direction = self._flow_of(event, packet, censor_now, commands)
         work = Work(event.packet_id, packet, flow, direction, event.now, release_at=event.now)
-        self._decide(work, censor_now, commands)
+        readable = self._reads is None or self._reads(packet)
+        self._decide(work, censor_now, commands, readable=readable)
         verdict = Verdict.DROP if work.data is not None else work.verdict
         if verdict is Verdict.ACCEPT and work.release_at > event.now:
             self._timers.set(work.release_at, lambda _: self._released(ids, work.reason))
@@ -189,10 +199,9 @@ class Engine:
         flow.count(direction, len(packet.raw), bool(packet.payload), censor_now)
         return flow, direction
 
-    def _decide(self, work: Work, censor_now: float, commands: list[Command]) -> None:
+    def _decide(self, work: Work, censor_now: float, commands: list[Command], *, readable: bool) -> None:
         """What is to happen with one whole packet; what there is to tell comes first."""
         flow, packet = work.flow, work.packet
-        readable = self._reads is None or self._reads(packet)
         decision = self._judge.judge(work, censor_now, commands, readable=readable)
         if isinstance(decision.terminal, RedirectFlow):
             alias = decision.terminal.replaced(flow.tuple)
@@ -200,29 +209,29 @@ class Engine:
                 self._flows.table.add_alias(flow, alias)
         if readable:
             self._flows.advance(flow, packet, work.direction)
-        if work.verdict is Verdict.DROP:
+        if work.verdict is not _ACCEPT:
             self._note_drop(work, decision, commands)
 
     # -- commands -----------------------------------------------------------------------------------------------
 
     def _perform(self, work: Work, commands: list[Command]) -> None:
-        if work.verdict is Verdict.ACCEPT and work.release_at > work.now:
+        if work.release_at > work.now and work.verdict is _ACCEPT:
             self._hold(work, commands)
         else:
+            decision: Decision = work.flow.decision
             settled = _settled(work)
             # Noted without offload, too: whether a SYN begins a new flow must not depend on it.
-            work.flow.decision.settled |= settled
-            offload = settled and self._offload
-            bulk = not settled and self._offload and self._is_bulk(work)
+            decision.settled = decision.settled or settled
+            treated = not settled and (decision.terminal is not None or bool(decision.modifiers))
             commands.append(
                 SetVerdict(
                     work.packet_id,
                     work.verdict,
                     work.data,
-                    offload,
+                    settled and self._offload,
                     work.reason,
-                    bulk,
-                    queue_all=not settled and _treated(work),
+                    bulk=treated and self._offload and self._is_bulk(work),
+                    queue_all=treated,
                 )
             )
         if work.forged:
@@ -233,8 +242,8 @@ class Engine:
         decision: Decision = work.flow.decision
         return (
             isinstance(decision.terminal, FreezeFlow)
-            and decision.terminal.is_far(work.flow)
             and work.packet.proto == Transport.TCP
+            and decision.terminal.is_far(work.flow)
             and not (decision.modifiers or work.blocked or self._rules.options.tcp.verify_checksum)
         )
 
@@ -361,9 +370,3 @@ def _settled(work: Work) -> bool:
     if work.data is not None or work.blocked or decision.modifiers or decision.terminal is None:
         return False
     return decision.terminal.offload(work.now) is work.verdict
-
-
-def _treated(work: Work) -> bool:
-    """Whether something is done to each packet of the flow."""
-    decision: Decision = work.flow.decision
-    return decision.terminal is not None or bool(decision.modifiers)

@@ -19,6 +19,8 @@ from gfwemu.wire.packet import Packet
 KEPT_BYTES = 4096
 """Bytes of each direction that are kept for the excerpts of the verdict table."""
 
+_TCP, _UDP = int(Transport.TCP), int(Transport.UDP)
+_TO_CLIENT = Direction.TO_CLIENT
 _T = TypeVar("_T")
 
 UNKNOWN = Message({"protocol": "unknown"})
@@ -50,7 +52,7 @@ class Inspector:
             return not flow.sessions and not (self._may_return and flow.tcb is not None and flow.tcb.torn_down)
         if not self.reads(flow.tuple.proto):
             return True
-        return flow.tuple.proto == Transport.TCP and flow.tcb is None
+        return flow.tuple.proto == _TCP and flow.tcb is None
 
     def ready(self, flow: Flow) -> bool:
         """Whether this censor looks at payload of the flow yet: some wait for the whole handshake."""
@@ -58,9 +60,9 @@ class Inspector:
 
     def read(self, packet: Packet, flow: Flow, direction: Direction) -> list[Message]:
         """The messages that this packet completes, each with `protocol` among its facts."""
-        if packet.proto == Transport.TCP:
+        if packet.proto == _TCP:
             return self._read_segment(packet, flow, direction)
-        if packet.proto == Transport.UDP and packet.payload and flow.sessions != ():
+        if packet.proto == _UDP and packet.payload and flow.sessions != ():
             return self._read_datagram(packet, flow, direction)
         return []
 
@@ -76,7 +78,7 @@ class Inspector:
                 return []
             flow.tcb = Tcb(tcp, self._rng)
         data = flow.tcb.read(packet, direction, flow.last)
-        if not data or (direction is Direction.TO_CLIENT and not self._reads_server):
+        if not data or (direction is _TO_CLIENT and not self._reads_server):
             return []
         index = direction_index(direction)
         if tcp.reassembly == "none":

@@ -19,9 +19,13 @@ from gfwemu.engine.treatments import PassFlow, covers
 from gfwemu.engine.work import Decision, Work
 from gfwemu.flow.flow import Flow, direction_index
 from gfwemu.flow.residual import Block, KeyKind, ResidualTable, residual_key
-from gfwemu.model import Transport, Verdict
+from gfwemu.model import Direction, Transport, Verdict
 from gfwemu.rules.compiled import CompiledRule, RuleSet
 from gfwemu.rules.odds import Odds
+from gfwemu.wire.packet import Packet
+
+_ACCEPT = Verdict.ACCEPT
+_TCP = int(Transport.TCP)
 
 _WATCH_SLACK = 0.125
 """Of a block's length. Our choice: at most nine updates of the kernel's set while a block lasts."""
@@ -63,6 +67,27 @@ class Judge:
             and not len(self._residuals)
         )
 
+    def glance(self, packet: Packet, flow: Flow, direction: Direction) -> tuple[bool, list[Message] | None]:
+        """Whether the packet changes nothing; and the messages that it completes, None where it was not read for that.
+
+        Most packets of a flow that is not decided are parts of messages, and no rule looks at them by themselves.
+        """
+        decision: Decision | None = flow.decision
+        if (
+            decision is None
+            or decision.terminal is not None
+            or decision.fresh
+            or decision.generation != self._generation
+            or decision.pending.eager
+            or decision.modifiers
+            or self._residuals
+        ):
+            return False, None
+        messages = self._inspector.read(packet, flow, direction)
+        # A piece of a datagram says nothing of what its flow may still bring.
+        over = self._inspector.finished(flow) and not packet.is_fragment
+        return not messages and over is decision.messages_over, messages
+
     def judge(self, work: Work, censor_now: float, told: list[Command], *, readable: bool = True) -> Decision:
         """Settles what happens to the packet and, where a rule decides it, to the rest of its flow.
 
@@ -77,7 +102,7 @@ class Judge:
         elif readable:
             self._inspect(work, decision, censor_now, told)
         for modifier in decision.modifiers:
-            if work.verdict is Verdict.ACCEPT and _in_force(modifier.rule, censor_now):
+            if work.verdict is _ACCEPT and _in_force(modifier.rule, censor_now):
                 modifier.apply(work)
         return decision
 
@@ -95,7 +120,9 @@ class Judge:
     def _inspect(self, work: Work, decision: Decision, censor_now: float, told: list[Command]) -> None:
         flow, packet = work.flow, work.packet
         pending = decision.pending
-        messages = self._inspector.read(packet, flow, work.direction) if pending else []
+        messages = work.messages
+        if messages is None:
+            messages = self._inspector.read(packet, flow, work.direction) if pending else []
         for message in messages:
             flow.facts = {**flow.facts, **message.facts} if flow.facts else message.facts
             if flow.protocol:
@@ -112,7 +139,6 @@ class Judge:
             self._try_rules(touched, work, decision, messages, censor_now, told)
         decision.fresh = False
         if decision.terminal is None:
-            # A piece of a datagram says nothing of what its flow may still bring.
             over = self._inspector.finished(flow) and not packet.is_fragment
             self._settle(flow, decision, fresh=fresh, messages_over=over)
         if decision.terminal is not None:
@@ -121,7 +147,7 @@ class Judge:
     def _is_ripe(self, work: Work) -> bool:
         """Whether rules may look at the packet itself: payload counts once this censor saw enough of the handshake."""
         packet = work.packet
-        return packet.proto != Transport.TCP or not packet.payload or self._inspector.ready(work.flow)
+        return packet.proto != _TCP or not packet.payload or self._inspector.ready(work.flow)
 
     def _try_rules(
         self,

@@ -5,6 +5,7 @@ from __future__ import annotations
 from dataclasses import dataclass, field
 from typing import Protocol
 
+from gfwemu.dissect.outcome import Message
 from gfwemu.engine.facts import FlowFacts
 from gfwemu.engine.forge import Forged
 from gfwemu.engine.pending import Pending
@@ -18,7 +19,8 @@ from gfwemu.wire.packet import Packet
 class Work:
     """What is to happen with the packet, as far as decided. `release_at` later than `now` means hold until then.
 
-    blocked: a residual block decided, not the flow's own fate. censor_now: `now` on the censor's clock.
+    blocked: a residual block decided, not the flow's own fate. messages: what the packet completed, where it was read
+    before. censor_now: `now` on the censor's clock.
     """
 
     packet_id: int
@@ -34,6 +36,7 @@ class Work:
     dropped_by: CompiledRule | None = None
     blocked: bool = False
     forged: list[tuple[Forged, CompiledRule]] = field(default_factory=list)
+    messages: list[Message] | None = None
 
     def drop(self, rule: CompiledRule) -> None:
         self.verdict = Verdict.DROP
