@@ -82,10 +82,11 @@ class Censor:
         while not self._stop:
             due = next_beat if self._timer_at is None else min(next_beat, self._timer_at)
             # select rather than epoll: its timeout counts microseconds, and forged packets leave on time.
-            ready, _, _ = select.select([queue_fd, fd], [], [], max(0.0, due - clock()))
+            wait = 0.0 if queue.backlog else max(0.0, due - clock())
+            ready, _, _ = select.select([queue_fd, fd], [], [], wait)
             if fd in ready:
                 called()
-            if queue_fd in ready:
+            if queue_fd in ready or queue.backlog:
                 count = queue.read(_BATCH)
                 self._packets += count
                 if count < _BATCH:
@@ -112,7 +113,6 @@ class Censor:
         self._engine = self._widened(self._engine, rules)
         self._perform(self._decide(RulesReplaced(rules, now), None), now)
         self._queue.flush()
-        settle_garbage()
 
     def drain(self) -> None:
         """Every packet that waits gets its verdict. The table queues nothing any more by then."""

@@ -18,6 +18,7 @@ from gfwemu.daemon.censor import Censor, say, settle_garbage
 from gfwemu.daemon.clock import now as clock
 from gfwemu.daemon.crew import Crew, WorkerError
 from gfwemu.daemon.parts import DaemonOptions, Health, Outputs, Parts
+from gfwemu.daemon.reload import retire, unhurried
 from gfwemu.errors import CapabilityError, GfwemuError, UsageError
 from gfwemu.kernel import systemd
 from gfwemu.kernel.hop import Queues
@@ -46,7 +47,7 @@ class Daemon:
         self._stop = False
         self._reload = False
         self._loader: threading.Thread | None = None
-        self._loaded: RuleSet | GfwemuError | None = None
+        self._loaded: tuple[RuleSet, KernelPlan] | GfwemuError | None = None
         self._censor: Censor | None = None
         self._crew: Crew | None = None
         self._wake, self._waker = socket.socketpair()
@@ -239,10 +240,17 @@ class Daemon:
             self._loader.start()
 
     def _load(self) -> None:
+        """All that takes long: the files are read, and the kernel has the new sets."""
         try:
-            self._loaded = self._parts.load()
+            with unhurried():
+                rules = self._parts.load()
+                plan = self._plan(rules)
+                self._table.prepare(plan)
+            self._loaded = rules, plan
         except GfwemuError as error:
             self._loaded = error
+        except OSError as error:
+            self._loaded = GfwemuError(str(error))
         except Exception:
             self._loaded = GfwemuError(traceback.format_exc())
         self._waker.send(b"\0")
@@ -257,32 +265,33 @@ class Daemon:
             # A signal came while the files were read.
             self._waker.send(b"\0")
 
-    def _apply_reload(self, loaded: RuleSet | GfwemuError) -> None:
+    def _apply_reload(self, loaded: tuple[RuleSet, KernelPlan] | GfwemuError) -> None:
         now = clock()
         try:
             if isinstance(loaded, GfwemuError):
                 raise loaded
-            plan = self._plan(loaded)
+            rules, plan = loaded
             if self._crew is not None:
-                self._crew.check_loaded(loaded)
+                self._crew.check_loaded(rules)
             self._output(self._outputs.kernel_rules, now, self._table.counters(), self._rules)
-            self._replace(loaded, plan)
+            self._replace(rules, plan)
         except WorkerError:
             raise
         except (GfwemuError, OSError) as error:
             if self._crew is not None:
                 self._crew.keep()
+            _say_if_failing(self._table.forget)
             say(f"the rules were not reloaded, the old ones stay in force:\n{error}")
         else:
-            self._rules = loaded
+            old, self._rules = self._rules, rules
+            retire(old)
             self._output(self._outputs.reloaded, now)
-            say(f"reloaded: {len(loaded.rules)} rules")
+            say(f"reloaded: {len(rules.rules)} rules")
         systemd.notify("READY=1", f"STATUS={len(self._rules.rules)} rules")
 
     def _replace(self, rules: RuleSet, plan: KernelPlan) -> None:
         if self._crew is not None:
             self._crew.replace(lambda: self._table.replace(plan, self._lifetimes(rules)), plan.fail_open)
-            settle_garbage()
         elif self._censor is not None:
             self._table.replace(plan, self._lifetimes(rules))
             self._censor.replace(rules, plan.fail_open)

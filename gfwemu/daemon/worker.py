@@ -19,6 +19,7 @@ from dataclasses import asdict
 
 from gfwemu.daemon.censor import Censor, say
 from gfwemu.daemon.parts import DaemonOptions, Outputs, Parts
+from gfwemu.daemon.reload import retire, unhurried
 from gfwemu.errors import GfwemuError
 from gfwemu.kernel.hop import Queues
 from gfwemu.kernel.nft import Nft
@@ -171,15 +172,17 @@ class _Worker:
         """Nothing is decided while the daemon replaces its table."""
         order = self._socket.recv(1)
         if order in (APPLY_OPEN, APPLY_CLOSED) and self._loaded is not None:
-            self._rules, self._loaded = self._loaded, None
+            old, self._rules, self._loaded = self._rules, self._loaded, None
             self._censor.replace(self._rules, order == APPLY_OPEN)
+            retire(old)
         elif not order:
             os._exit(1)
         self._loaded = None
 
     def _load(self) -> None:
         try:
-            self._loaded = self._parts.load()
+            with unhurried():
+                self._loaded = self._parts.load()
         except GfwemuError as error:
             self.answer(NOT_LOADED, str(error))
         except Exception:

@@ -171,7 +171,7 @@ def objects_text(table: str, plan: KernelPlan, generation: int) -> str:
     for number, rule in enumerate(plan.rules):
         base = counter_name(number, generation)
         lines.append(f"counter {base} {{ }}")
-        lines += [f"set {one.name} {{ type {one.kind}; flags interval; }}" for one in _sets(rule, base)]
+        lines += [f"set {name} {{ type {kind}; flags interval; }}" for name, kind, _ in _set_names(rule, base)]
     return "\n".join([*lines, "}"]) + "\n"
 
 
@@ -235,16 +235,24 @@ def object_names(table: str, plan: KernelPlan, generation: int) -> tuple[str, ..
     for number, rule in enumerate(plan.rules):
         base = counter_name(number, generation)
         names.append(f"counter inet {table} {base}")
-        names += [f"set inet {table} {one.name}" for one in _sets(rule, base)]
+        names += [f"set inet {table} {name}" for name, _, _ in _set_names(rule, base)]
     return tuple(names)
 
 
 def _sets(rule: KernelRule, base: str) -> Iterator[AddressSet]:
+    for name, kind, version in _set_names(rule, base):
+        networks = rule.servers if name == f"{base}_servers{version}" else rule.clients
+        members = tuple(network for network in networks if (":" in network) == (version == 6))
+        yield AddressSet(name, kind, 4 if version == 4 else 16, members)
+
+
+def _set_names(rule: KernelRule, base: str) -> Iterator[tuple[str, str, int]]:
+    """Name, kind and IP version of each set, without a look at each of its networks: a reload waits for this."""
     for part, networks in (("servers", rule.servers), ("clients", rule.clients)):
         for _, kind, version in _FAMILIES:
-            members = tuple(network for network in networks if (":" in network) == (version == 6))
-            if members:
-                yield AddressSet(f"{base}_{part}{version}", kind, 4 if version == 4 else 16, members)
+            found = ":" in "".join(networks) if version == 6 else any(":" not in network for network in networks)
+            if found:
+                yield f"{base}_{part}{version}", kind, version
 
 
 def _rule(rule: KernelRule, base: str, to_server: bool) -> Iterator[str]:
@@ -252,7 +260,7 @@ def _rule(rule: KernelRule, base: str, to_server: bool) -> Iterator[str]:
         return
     server, client, port = ("daddr", "saddr", "dport") if to_server else ("saddr", "daddr", "sport")
     transports = rule.transports or (("tcp", "udp") if rule.ports else ())
-    made = {one.name for one in _sets(rule, base)}
+    made = {name for name, _, _ in _set_names(rule, base)}
     ports = _port_list(rule.ports)
     for family, _, version in _FAMILIES:
         matches: list[str] = []

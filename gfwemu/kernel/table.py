@@ -89,6 +89,7 @@ class Table:
         self._netfilter = NetfilterSocket()
         self._generation = 0
         self._plan = KernelPlan()
+        self._prepared: KernelPlan | None = None
         self._watches: dict[str, float] = {}
 
     @property
@@ -114,13 +115,36 @@ class Table:
         self._nft.run(f"add table inet {self.name}")
         try:
             self._set_hops(plan)
-            self._make_objects(plan, generation)
+            _make_objects(self._nft, self._netfilter, self.name, plan, generation)
             frame = frame_text(self.name, self._ends, lifetimes.limit)
             self._nft.run(frame + content_text(self.name, plan, generation, lifetimes))
         except BaseException:
             self.remove()
             raise
         self._plan, self._generation = plan, generation
+
+    def prepare(self, plan: KernelPlan) -> None:
+        """Makes and fills the sets of the plan that the next `replace` puts in force, which is quick then.
+
+        May run in a thread beside the other methods. Where the kernel refuses anything, nothing is left behind.
+        """
+        nft, netfilter = Nft(), NetfilterSocket()
+        generation = next_generation(self._generation)
+        try:
+            _make_objects(nft, netfilter, self.name, plan, generation)
+        except (GfwemuError, OSError):
+            _discard(nft, object_names(self.name, plan, generation))
+            raise
+        finally:
+            netfilter.close()
+            nft.close()
+        self._prepared = plan
+
+    def forget(self) -> None:
+        """Takes away what was prepared and is not to take force."""
+        if self._prepared is not None:
+            plan, self._prepared = self._prepared, None
+            _discard(self._nft, object_names(self.name, plan, next_generation(self._generation)))
 
     def replace(self, plan: KernelPlan, lifetimes: Lifetimes = _LIFETIMES) -> None:
         """Puts another plan in force, at once. Flows decided under the old one are queued again.
@@ -132,26 +156,18 @@ class Table:
         if generation < self._generation:
             # The number was in use before: nothing may be left that carries it.
             self._clear_marks()
+        if self._prepared is not plan:
+            self.forget()
+            self.prepare(plan)
         try:
-            self._make_objects(plan, generation)
             self._nft.run(content_text(self.name, plan, generation, lifetimes, old, self._watches))
         except (GfwemuError, OSError):
-            self._discard(object_names(self.name, plan, generation))
+            self.forget()
             raise
+        self._prepared = None
         if (plan.fail_open, plan.spread) != (self._plan.fail_open, self._plan.spread):
             self._set_hops(plan)
         self._plan, self._generation = plan, generation
-
-    def _make_objects(self, plan: KernelPlan, generation: int) -> None:
-        """Fills the sets before anything refers to them, so that the plan itself is small and takes force at once."""
-        self._nft.run(objects_text(self.name, plan, generation))
-        for one in address_sets(plan, generation):
-            fill(self._netfilter, self.name, one.name, ranges(one.networks, one.width), one.width)
-
-    def _discard(self, names: tuple[str, ...]) -> None:
-        for name in names:
-            with suppress(NftError):
-                self._nft.run(f"delete {name}")
 
     def quiet(self) -> None:
         """Queues nothing any more. Packets that wait can still get their verdicts.
@@ -284,6 +300,19 @@ class Table:
             raise CapabilityError(
                 f"Connection marks cannot be cleared ({error}).", "Load the module: modprobe nf_conntrack_netlink."
             ) from None
+
+
+def _make_objects(nft: Nft, netfilter: NetfilterSocket, table: str, plan: KernelPlan, generation: int) -> None:
+    """Fills the sets before anything refers to them, so that the plan itself is small and takes force at once."""
+    nft.run(objects_text(table, plan, generation))
+    for one in address_sets(plan, generation):
+        fill(netfilter, table, one.name, ranges(one.networks, one.width), one.width)
+
+
+def _discard(nft: Nft, names: tuple[str, ...]) -> None:
+    for name in names:
+        with suppress(NftError):
+            nft.run(f"delete {name}")
 
 
 __all__ = ["DEFAULT_QUEUE", "Ends", "NftError", "RuleCounter", "Table", "table_name"]

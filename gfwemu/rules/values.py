@@ -61,17 +61,6 @@ class ValueReader:
         self._lists = lists
         self._choices = choices
         self._problems = problems
-        self._readers: dict[FieldKind, Callable[[RuleField, tuple[Node, ...], str], CoveringMatcher | None]] = {
-            FieldKind.DOMAIN: self._domains,
-            FieldKind.ADDRESS: self._addresses,
-            FieldKind.TEXT: self._texts,
-            FieldKind.TEXTS: self._texts,
-            FieldKind.ENUM: self._texts,
-            FieldKind.NUMBER: self._numbers,
-            FieldKind.PORT: self._numbers,
-            FieldKind.FLAG: self._flag,
-            FieldKind.BYTES: self._bytes,
-        }
 
     def matcher(self, entry: RuleField, node: Node, operator: str) -> CoveringMatcher | None:
         """The matcher for a value or a list of values, or None with problems added."""
@@ -80,7 +69,7 @@ class ValueReader:
         if not nodes:
             self._problem(node.place, f"'{entry.name}': an empty list matches nothing")
             return None
-        matcher = self._readers[entry.kind](entry, nodes, operator)
+        matcher = _READERS[entry.kind](self, entry, nodes, operator)
         return matcher if len(self._problems) == before else None
 
     def _problem(self, place: Place, message: str) -> None:
@@ -287,6 +276,20 @@ class ValueReader:
             )
             return None
         return needle, f"hex:{needle.hex(' ')}"
+
+
+# Not in the reader itself, which would keep it and its lists alive until a garbage collection.
+_READERS: dict[FieldKind, Callable[[ValueReader, RuleField, tuple[Node, ...], str], CoveringMatcher | None]] = {
+    FieldKind.DOMAIN: ValueReader._domains,
+    FieldKind.ADDRESS: ValueReader._addresses,
+    FieldKind.TEXT: ValueReader._texts,
+    FieldKind.TEXTS: ValueReader._texts,
+    FieldKind.ENUM: ValueReader._texts,
+    FieldKind.NUMBER: ValueReader._numbers,
+    FieldKind.PORT: ValueReader._numbers,
+    FieldKind.FLAG: ValueReader._flag,
+    FieldKind.BYTES: ValueReader._bytes,
+}
 
 
 def _together(inline: list[CoveringMatcher], lists: list[CoveringMatcher]) -> CoveringMatcher | None:
