@@ -25,7 +25,8 @@ class Teardown:
     """When a RST or FIN makes the censor forget the connection.
 
     when: `opening` and `established` before and after the handshake is complete by `established_by`; `after_data` once
-    the client has sent payload, this packet's included. by: whose segment counts. sequence: which numbers count.
+    the client has sent payload, this packet's included. by: whose segment counts. sequence: which numbers count, for
+    the resynchronisation in the place of the teardown, too.
     """
 
     probability: float = 1.0
@@ -60,7 +61,8 @@ class TcpOptions:
     such a packet as if nothing were wrong with it; else it is as if it had not come.
     small_segments: payloads of the client up to that many bytes are not read, `always` or until the handshake is
     complete.
-    buffer: bytes kept above a hole in one direction, at most; on_overflow: what becomes of the TCB where more come.
+    buffer: bytes that may lie above a hole, counted from its beginning; on_overflow: what becomes of the TCB where
+    more come.
     hole_lifetime: seconds, from and to, after which a TCB with a hole is forgotten.
     inspect: bytes of one direction that dissectors get to see, at most; beyond it the flow counts as unknown.
     """

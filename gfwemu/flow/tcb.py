@@ -109,7 +109,7 @@ class Tcb:
             ready = self._data(first, payload, direction, now)
         if payload and direction is _CLIENT:
             self._seen |= _DATA_SEEN
-        if flags & (_RST | _FIN):
+        if flags & (_RST | _FIN) and not locked:
             self._end(packet, direction, opening=opening)
         return ready
 
@@ -224,12 +224,10 @@ class Tcb:
     def _leaves_resync(self, packet: Packet, direction: Direction, payload: bytes) -> bool:
         if direction is _SERVER:
             return "server_synack" in self._lock_on and packet.flags & (_SYN | _ACK) == _SYN | _ACK
-        if packet.flags & _RST:
-            return False
-        return (
-            "client_packet" in self._lock_on
-            or (bool(payload) and "client_data" in self._lock_on)
-            or (bool(packet.flags & _ACK) and "client_ack" in self._lock_on)
+        if packet.flags & _RST or "client_packet" in self._lock_on:
+            return "client_packet" in self._lock_on
+        return (bool(payload) and "client_data" in self._lock_on) or (
+            bool(packet.flags & _ACK) and "client_ack" in self._lock_on
         )
 
     def _lock(self, packet: Packet, direction: Direction) -> None:
@@ -239,37 +237,37 @@ class Tcb:
         if direction is _CLIENT and packet.flags & _ACK and self._options.simultaneous_open == "off_by_one":
             first = packet.seq
         self._streams[direction] = self._stream(first)
+        self._isn = packet.seq if packet.flags & _SYN else None
         if direction is _SERVER:
             self._streams[_CLIENT] = self._stream(packet.ack)
+            self._isn = (packet.ack - 1) % _MODULUS
 
     # -- ends ---------------------------------------------------------------------------------------------------
 
     def _end(self, packet: Packet, direction: Direction, *, opening: bool) -> None:
         """What a RST or FIN does to the control block."""
-        flags, options = packet.flags, self._options
-        if flags & _RST:
+        reset, ack, teardown = packet.flags & _RST, packet.flags & _ACK, self._options.teardown
+        rule = teardown.get("rst" if reset else "fin")
+        if ack:
+            rule = teardown.get("rst_ack" if reset else "fin_ack", rule)
+        if rule is not None and not self._numbers_fit(rule, packet):
+            return
+        if reset:
             trigger: ResyncTrigger = "rst_before_established" if opening else "rst"
-            if direction is _SERVER:
-                trigger = "server_rst"
-            resync = options.resync.get(trigger)
+            resync = self._options.resync.get(trigger if direction is _CLIENT else "server_rst")
             if resync is not None and self._resynchronise(resync, packet, direction):
                 return
-            rule = options.teardown.get("rst")
-            rule = options.teardown.get("rst_ack", rule) if flags & _ACK else rule
-        else:
-            rule = options.teardown.get("fin")
-            rule = options.teardown.get("fin_ack", rule) if flags & _ACK else rule
-        if rule is not None and self._applies(rule, packet, direction, opening=opening):
+        if rule is not None and self._applies(rule, direction, opening=opening):
             self.torn_down = self._happens(rule.probability)
 
-    def _applies(self, rule: Teardown, packet: Packet, direction: Direction, *, opening: bool) -> bool:
+    def _applies(self, rule: Teardown, direction: Direction, *, opening: bool) -> bool:
         if rule.by != "any" and (rule.by == "client") is not (direction is _CLIENT):
             return False
         data = bool(self._seen & _DATA_SEEN)
-        if not {"opening": opening, "established": not opening, "before_data": not data, "after_data": data}.get(
-            rule.when, True
-        ):
-            return False
+        moments = {"opening": opening, "established": not opening, "before_data": not data, "after_data": data}
+        return moments.get(rule.when, True)
+
+    def _numbers_fit(self, rule: Teardown, packet: Packet) -> bool:
         if rule.sequence == "any" or self._before is None:
             return True
         ahead = seq_delta(packet.seq, self._before)

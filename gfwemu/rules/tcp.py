@@ -237,7 +237,8 @@ class TcpSection(_Section):
     )
     buffer: _Bytes | None = Field(
         default=None,
-        description="Bytes kept above a hole in one direction: 1 KB in China (Khattak et al., FOCI 2013).",
+        description="Bytes kept above a hole in one direction, counted from its beginning: 1 KB in China "
+        "(Khattak et al., FOCI 2013).",
     )
     on_overflow: Literal["trim", "forget"] | None = Field(
         default=None,

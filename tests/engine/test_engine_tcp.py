@@ -6,7 +6,7 @@ import pytest
 from rulekit import Holds, client_hello, rule, ruleset
 
 from gfwemu.engine.records import FlowEnded, RuleHit
-from gfwemu.flow.options import Teardown, TcpOptions
+from gfwemu.flow.options import TcpOptions, Teardown
 from gfwemu.model import Direction, FiveTuple, Side, Verdict, address_bytes
 from gfwemu.testing.playbook import Playbook, Reaction, TcpTalk
 from gfwemu.wire.build import build_tcp

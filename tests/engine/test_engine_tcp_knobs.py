@@ -1,0 +1,438 @@
+"""Each knob of `tcp:`: a conversation that the censor reads with one setting and not with the other."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from typing import Any
+
+import pytest
+from rulekit import rule, ruleset
+from tcp_kit import (
+    ACK,
+    FIN,
+    HELLO,
+    JUNK,
+    MD5,
+    PSH,
+    RST,
+    SYN,
+    Script,
+    Step,
+    Wire,
+    after_handshake,
+    caught,
+    censor,
+    in_handshake,
+    plain,
+    split,
+)
+
+from gfwemu.flow.options import Resync, TcpOptions, Teardown
+from gfwemu.wire.build import build_tcp
+
+FAR = 100_000
+"""Further ahead than any window."""
+
+
+def only_data(wire: Wire) -> Iterator[Step]:
+    yield from wire.request()
+
+
+def without_synack(wire: Wire) -> Iterator[Step]:
+    yield wire.syn()
+    yield from wire.request()
+
+
+def without_syn(wire: Wire) -> Iterator[Step]:
+    wire.syn()
+    yield wire.syn_ack()
+    yield from wire.request()
+
+
+def with_bare_ack_of_wrong_numbers(wire: Wire) -> Iterator[Step]:
+    yield wire.syn()
+    yield wire.syn_ack()
+    yield wire.client(ACK, ack=7, ahead=FAR)
+    yield wire.client(PSH | ACK, HELLO, ack=7)
+
+
+def another_syn_first(wire: Wire) -> Iterator[Step]:
+    yield wire.client(SYN, ahead=5000)
+    yield from plain(wire)
+
+
+def timestamps(insertion: int) -> Script:
+    def script(wire: Wire) -> Iterator[Step]:
+        yield from wire.handshake()
+        yield wire.client(ACK, stamp=1000)
+        yield wire.client(PSH | ACK, JUNK, stamp=insertion)
+        yield from wire.request()
+
+    return script
+
+
+def overlap_above_a_hole(first: tuple[int, int], later: tuple[int, int], *, junk_first: bool) -> Script:
+    """Of two overlapping segments one holds junk; then the hole is filled."""
+
+    def script(wire: Wire) -> Iterator[Step]:
+        yield from wire.handshake()
+        for (left, right), junk in ((first, junk_first), (later, not junk_first)):
+            yield wire.client(PSH | ACK, (JUNK if junk else HELLO)[left:right], ahead=left)
+        yield wire.client(PSH | ACK, HELLO[: first[0]])
+        yield wire.client(PSH | ACK, HELLO[first[1] :], ahead=first[1])
+
+    return script
+
+
+def above_a_hole(size: int, pause: float = 0.0) -> Script:
+    """A segment of that size above a hole of 10 bytes, which is filled after the pause."""
+
+    def script(wire: Wire) -> Iterator[Step]:
+        yield from wire.handshake()
+        yield wire.client(PSH | ACK, (HELLO[10:] + bytes(2000))[:size], ahead=10)
+        yield pause
+        yield wire.client(PSH | ACK, HELLO[:10])
+        yield wire.client(PSH | ACK, (HELLO + bytes(2000))[10 + size :], ahead=10 + size)
+
+    return script
+
+
+def cut_short(wire: Wire) -> Iterator[Step]:
+    """Junk in a packet whose IP header promises more."""
+    yield from wire.handshake()
+    packet = bytearray(wire.client(PSH | ACK, JUNK))
+    packet[2:4] = (len(packet) + 40).to_bytes(2, "big")
+    yield bytes(packet)
+    yield from wire.request()
+
+
+def wrong_ip_checksum(wire: Wire) -> Iterator[Step]:
+    yield from wire.handshake()
+    packet = bytearray(wire.client(PSH | ACK, JUNK))
+    packet[10] ^= 0xFF
+    yield bytes(packet)
+    yield from wire.request()
+
+
+def begins_at_the_isn(wire: Wire) -> Iterator[Step]:
+    yield from wire.handshake()
+    yield wire.client(PSH | ACK, b"\0" + HELLO, ahead=-1)
+
+
+def simultaneous_open(wire: Wire) -> Iterator[Step]:
+    """After a reset by the server its SYN comes without ACK; the client answers with a SYN/ACK (Bock et al., 2020)."""
+    yield wire.syn()
+    yield wire.server(RST)
+    yield wire.server(SYN)
+    yield wire.client(SYN | ACK, ahead=-1)
+    yield wire.server(ACK, ahead=1)
+    yield from wire.request()
+
+
+def only(**knobs: Any) -> TcpOptions:
+    return TcpOptions(**knobs)
+
+
+def lock(trigger: Any, *on: Any) -> TcpOptions:
+    return TcpOptions(resync={trigger: Resync(lock_on=on)})
+
+
+def teardown(flag: Any, **entry: Any) -> TcpOptions:
+    return TcpOptions(teardown={flag: Teardown(**entry)})
+
+
+def insert(flags: int = PSH | ACK, payload: bytes = JUNK, **wrong: Any) -> Script:
+    return after_handshake(lambda wire: wire.client(flags, payload, **wrong))
+
+
+NEUTRAL = TcpOptions()
+DESYNC = after_handshake(lambda wire: wire.client(SYN, ahead=-1), lambda wire: wire.client(PSH | ACK, b"x", ahead=FAR))
+BARE = after_handshake(lambda wire: wire.client(SYN, ahead=-1), lambda wire: wire.client(ACK, ahead=FAR))
+
+CASES: list[tuple[str, Script, TcpOptions, TcpOptions]] = [
+    # name, conversation, a censor that is not deceived, one that is
+    ("create_on syn", without_synack, only(create_on="syn"), only(create_on="synack")),
+    ("create_on synack", without_syn, only(create_on="synack"), only(create_on="syn")),
+    ("create_on both", without_syn, only(create_on="both"), only(create_on="syn")),
+    ("create_on both, too", without_synack, only(create_on="both"), only(create_on="synack")),
+    ("create_on any", only_data, only(create_on="any"), only(create_on="both")),
+    ("handshake full", without_synack, only(handshake="syn"), only(handshake="full")),
+    ("handshake full, complete", plain, only(handshake="full"), only(create_on="synack", handshake="full")),
+    ("handshake syn", without_syn, only(create_on="both"), only(create_on="both", handshake="syn")),
+    ("handshake none", only_data, only(create_on="any"), only(create_on="any", handshake="syn")),
+    (
+        "established_by",
+        with_bare_ack_of_wrong_numbers,
+        only(handshake="full", established_by="ack"),
+        only(handshake="full", established_by="valid_ack"),
+    ),
+    ("verify_checksum", insert(checksum=1), only(verify_checksum=True), NEUTRAL),
+    ("verify_ip_checksum", wrong_ip_checksum, only(verify_ip_checksum=True), NEUTRAL),
+    ("md5_option", insert(options=MD5), only(md5_option=0.0), NEUTRAL),
+    ("md5_option on resets", insert(RST, b"", options=MD5), only(md5_option=0.0), NEUTRAL),
+    ("old_timestamp", timestamps(900), only(old_timestamp=0.0), NEUTRAL),
+    ("bad_ack, of the future", insert(ack=900_000), only(bad_ack=0.0), NEUTRAL),
+    ("bad_ack, of the past", insert(ack=1), only(bad_ack=0.0), NEUTRAL),
+    ("data_without_ack", insert(PSH), only(no_flags=0.0), NEUTRAL),
+    ("data_without_ack, with FIN", insert(FIN), only(data_without_ack=0.0), NEUTRAL),
+    ("no_flags", insert(0), only(no_flags=0.0), NEUTRAL),
+    ("odd_flags", insert(FIN | RST | ACK, b""), only(odd_flags=0.0), NEUTRAL),
+    ("bad_ip_length", cut_short, only(bad_ip_length=0.0), NEUTRAL),
+    ("bad_data_offset, too small", insert(data_offset=4), only(bad_data_offset="ignore"), NEUTRAL),
+    (
+        "bad_data_offset, beyond the end",
+        insert(payload=b"12345", data_offset=15),
+        only(bad_data_offset="ignore"),
+        NEUTRAL,
+    ),
+    (
+        "bad_data_offset, header as payload",
+        lambda wire: [*wire.handshake(), wire.client(PSH | ACK, HELLO, data_offset=4)],
+        NEUTRAL,
+        only(bad_data_offset="read_header_as_payload"),
+    ),
+    (
+        "bad_data_offset, beyond, as payload",
+        insert(payload=b"12345", data_offset=15),
+        only(bad_data_offset="read_header_as_payload"),
+        NEUTRAL,
+    ),
+    (
+        "data_offset",
+        lambda wire: [*wire.handshake(), wire.client(PSH | ACK, HELLO, stamp=1)],
+        NEUTRAL,
+        only(data_offset=5),
+    ),
+    ("seq_before_isn", begins_at_the_isn, only(seq_before_isn="trim"), only(seq_before_isn="ignore")),
+    ("small_segments", split(8, 12), only(small_segments=8), only(small_segments=8, small_segments_when="always")),
+    (
+        "small_segments, larger",
+        split(9),
+        only(small_segments=8, small_segments_when="always"),
+        only(small_segments=9, small_segments_when="always"),
+    ),
+    (
+        "small_segments before the handshake is complete",
+        lambda wire: [wire.syn(), wire.syn_ack(), *wire.request(8)],
+        NEUTRAL,
+        only(small_segments=8),
+    ),
+    ("out_of_window", insert(payload=JUNK, ahead=FAR), NEUTRAL, only(out_of_window="follow")),
+    (
+        "on_overflow",
+        above_a_hole(1025),
+        only(buffer=1035, on_overflow="forget"),
+        only(buffer=1034, on_overflow="forget"),
+    ),
+    ("hole_lifetime", above_a_hole(100, 65.0), only(hole_lifetime=(70.0, 70.0)), only(hole_lifetime=(60.0, 60.0))),
+    # Of two copies of the same bytes, above a hole.
+    (
+        "overlap first",
+        overlap_above_a_hole((40, 200), (40, 200), junk_first=False),
+        only(overlap="first"),
+        only(overlap="last"),
+    ),
+    (
+        "overlap last",
+        overlap_above_a_hole((40, 200), (40, 200), junk_first=True),
+        only(overlap="last"),
+        only(overlap="first"),
+    ),
+    (
+        "overlap left_equal_last, equal",
+        overlap_above_a_hole((40, 200), (40, 200), junk_first=True),
+        only(overlap="left_equal_last"),
+        only(overlap="first"),
+    ),
+    (
+        "overlap left_equal_last, not equal",
+        overlap_above_a_hole((40, 200), (50, 200), junk_first=False),
+        only(overlap="left_equal_last"),
+        only(overlap="last"),
+    ),
+    # Ends.
+    ("teardown rst", insert(RST, b""), teardown("fin"), teardown("rst")),
+    ("teardown rst covers RST/ACK", insert(RST | ACK, b""), teardown("fin"), teardown("rst")),
+    ("teardown rst_ack alone", insert(RST, b""), teardown("rst_ack"), NEUTRAL),
+    ("teardown rst_ack", insert(RST | ACK, b""), only(teardown={}), teardown("rst_ack")),
+    ("teardown fin", insert(FIN, b""), teardown("rst"), teardown("fin")),
+    ("teardown fin covers FIN/ACK", insert(FIN | ACK, b""), teardown("rst"), teardown("fin")),
+    ("teardown fin_ack alone", insert(FIN, b""), teardown("fin_ack"), teardown("fin")),
+    ("teardown never", insert(RST, b""), teardown("rst", probability=0.0), NEUTRAL),
+    ("teardown when opening", insert(RST, b""), teardown("rst", when="opening"), teardown("rst", when="established")),
+    (
+        "teardown when established",
+        in_handshake(lambda wire: wire.client(RST)),
+        teardown("rst", when="established"),
+        teardown("rst", when="opening"),
+    ),
+    (
+        "teardown after data",
+        insert(FIN | ACK, b""),
+        teardown("fin", when="after_data"),
+        teardown("fin", when="before_data"),
+    ),
+    (
+        "teardown after data, with data",
+        insert(FIN | ACK, b"x", ahead=FAR),
+        teardown("fin", when="before_data"),
+        teardown("fin", when="after_data"),
+    ),
+    (
+        "teardown by",
+        after_handshake(lambda wire: wire.server(RST)),
+        teardown("rst", by="client"),
+        teardown("rst", by="server"),
+    ),
+    (
+        "teardown sequence exact",
+        insert(RST, b"", ahead=1),
+        teardown("rst", sequence="exact"),
+        teardown("rst", sequence="in_window"),
+    ),
+    ("teardown sequence in window", insert(RST, b"", ahead=FAR), teardown("rst", sequence="in_window"), NEUTRAL),
+    ("teardown sequence, right", insert(RST, b""), only(teardown={}), teardown("rst", sequence="exact")),
+    # Resynchronisation.
+    ("resync multiple_syn", another_syn_first, lock("multiple_syn", "server_synack"), NEUTRAL),
+    ("resync multiple_syn, desynchronised", DESYNC, NEUTRAL, lock("multiple_syn", "client_data")),
+    ("resync lock_on client_data", BARE, lock("multiple_syn", "client_data"), lock("multiple_syn", "client_ack")),
+    ("resync lock_on server_synack", DESYNC, NEUTRAL, lock("multiple_syn", "server_synack")),
+    (
+        "resync, server data does not count",
+        after_handshake(lambda wire: wire.client(SYN, ahead=-1), lambda wire: wire.server(PSH | ACK, b"x")),
+        lock("multiple_syn", "client_data"),
+        lock("multiple_syn", "server_synack"),
+    ),
+    (
+        "resync lock_on client_packet",
+        after_handshake(lambda wire: wire.server(RST), lambda wire: wire.client(RST, ahead=FAR)),
+        only(teardown={}, resync={"server_rst": Resync(lock_on=("client_data",))}),
+        only(teardown={}, resync={"server_rst": Resync(lock_on=("client_packet",))}),
+    ),
+    (
+        "resync syn_with_data",
+        after_handshake(lambda wire: wire.client(SYN, b"x", ahead=FAR)),
+        lock("multiple_syn", "client_data"),
+        lock("syn_with_data", "this_packet"),
+    ),
+    (
+        "resync, no data on the SYN",
+        after_handshake(lambda wire: wire.client(SYN, ahead=FAR)),
+        lock("syn_with_data", "this_packet"),
+        lock("multiple_syn", "this_packet"),
+    ),
+    (
+        "resync multiple_synack",
+        after_handshake(
+            lambda wire: wire.server(SYN | ACK, ack=wire.client_seq),
+            lambda wire: wire.client(PSH | ACK, b"x", ahead=FAR),
+        ),
+        lock("synack_wrong_ack", "client_data"),
+        lock("multiple_synack", "client_data"),
+    ),
+    (
+        "resync synack_wrong_ack",
+        lambda wire: [wire.syn(), wire.server(SYN | ACK, ack=7), wire.client(ACK, ahead=FAR), *wire.request()],
+        lock("synack_wrong_ack", "client_data"),
+        lock("synack_wrong_ack", "client_ack"),
+    ),
+    (
+        "resync server_payload_before_synack",
+        lambda wire: [
+            wire.syn(),
+            wire.server(ACK, b"x"),
+            wire.server(SYN | ACK, ack=7),
+            wire.syn_ack(),
+            *wire.request(),
+        ],
+        NEUTRAL,
+        lock("server_payload_before_synack", "server_synack"),
+    ),
+    (
+        "resync rst",
+        insert(RST, b""),
+        lock("rst", "client_data"),
+        NEUTRAL,
+    ),
+    (
+        "resync rst, not of the opening",
+        in_handshake(lambda wire: wire.client(RST)),
+        lock("rst_before_established", "client_ack"),
+        lock("rst", "client_ack"),
+    ),
+    (
+        "resync never",
+        DESYNC,
+        only(resync={"multiple_syn": Resync(probability=0.0)}),
+        lock("multiple_syn", "client_data"),
+    ),
+    (
+        "simultaneous_open",
+        simultaneous_open,
+        only(resync={"server_rst": Resync(lock_on=("client_packet",))}),
+        only(resync={"server_rst": Resync(lock_on=("client_packet",))}, simultaneous_open="off_by_one"),
+    ),
+]
+
+
+@pytest.mark.parametrize(("script", "reads", "deceived"), [case[1:] for case in CASES], ids=[case[0] for case in CASES])
+def test_a_knob_decides_whether_the_request_is_read(script: Script, reads: TcpOptions, deceived: TcpOptions) -> None:
+    assert caught(censor(reads), script)
+    assert not caught(censor(deceived), script)
+
+
+def test_neutral_knobs_read_a_plain_conversation_and_one_in_pieces() -> None:
+    def backwards(wire: Wire) -> Iterator[Step]:
+        yield from wire.handshake()
+        yield from reversed([*wire.request(5, 60)])
+
+    for script in (plain, split(1, 5, 60), backwards):
+        assert caught(censor(NEUTRAL), script)
+
+
+@pytest.mark.parametrize(
+    ("tcp", "script", "share"),
+    [
+        (teardown("rst", probability=0.7), insert(RST, b""), 0.7),
+        (only(resync={"rst": Resync(probability=0.3, lock_on=("client_data",))}), insert(RST, b""), 0.7),
+        (only(no_flags=0.25), insert(0), 0.25),
+        (only(bad_ack=0.4), insert(ack=1), 0.4),
+    ],
+)
+def test_chance_is_what_the_knob_says_and_comes_from_the_seed(tcp: TcpOptions, script: Script, share: float) -> None:
+    evaded = [not caught(censor(tcp), script, seed=seed) for seed in range(400)]
+    # Four standard deviations of a share among 400.
+    assert abs(sum(evaded) / 400 - share) < 4 * (share * (1 - share) / 400) ** 0.5
+    assert evaded[:20] == [not caught(censor(tcp), script, seed=seed) for seed in range(20)]
+
+
+def test_a_connection_torn_down_is_remembered_anew_where_a_syn_ack_or_any_packet_suffices() -> None:
+    def reset_in_the_handshake(wire: Wire) -> Iterator[Step]:
+        yield wire.syn()
+        yield wire.client(RST)
+        yield wire.syn_ack()
+        yield wire.to_server()
+        yield from wire.request()
+
+    assert not caught(censor(only(create_on="syn")), reset_in_the_handshake)
+    assert caught(censor(only(create_on="both")), reset_in_the_handshake)
+    assert caught(censor(only(create_on="any")), insert(RST, b""))
+
+
+def test_a_syn_ack_of_the_client_turns_the_roles_round() -> None:
+    """The reversal of Wang et al., IMC 2017: who makes its block of a SYN/ACK takes the sender for the server."""
+
+    def reversed_roles(wire: Wire) -> Iterator[Step]:
+        yield build_tcp(wire.tuple, seq=5, ack=5, flags=SYN | ACK)
+        yield from plain(wire)
+
+    assert caught(censor(only(create_on="syn")), reversed_roles)
+    assert not caught(censor(only(create_on="both")), reversed_roles)
+
+
+def test_rules_on_payload_wait_for_the_handshake_and_rules_on_addresses_do_not() -> None:
+    tcp = only(handshake="full")
+    by_payload = ruleset(rule("alert", {"payload.number": 1}), tcp=tcp)
+    assert caught(by_payload, plain)
+    assert not caught(by_payload, without_synack)
+    assert caught(ruleset(rule("alert", {"port.server": 443}), tcp=tcp), without_synack)
