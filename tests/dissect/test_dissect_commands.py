@@ -125,6 +125,11 @@ def test_the_message_is_passed_over(content: bytes) -> None:
     assert [command for command, _ in commands(client(lines, SMTP))] == ["EHLO", "BDAT", "RSET"]
 
 
+def test_a_dot_that_ends_a_long_line_of_the_message_ends_nothing_else() -> None:
+    events = [(TO_SERVER, data) for data in (b"EHLO a\r\nDATA\r\n", b"words", b".\r\n", b"QUIT\r\n.\r\n", b"RSET\r\n")]
+    assert [command for command, _ in commands(play(SMTP, events))] == ["EHLO", "DATA", "RSET"]
+
+
 def test_telnet_signals_before_abor() -> None:
     played = client(b"CWD /\r\n\xff\xf4\xff\xf2ABOR\r\n", FTP)
     assert commands(played) == [("CWD", "/"), ("ABOR", None)]
@@ -166,7 +171,7 @@ def test_mail_without_from_is_not_smtp() -> None:
 SESSIONS = [
     captured_flows(CAPTURES / "ftp-curl.pcap")[0].events,
     captured_flows(CAPTURES / "smtp-curl.pcap")[0].events,
-    [GREETING, (TO_SERVER, b"EHLO a\r\nMAIL FROM:<b@c>\r\nDATA\r\nx.\r\n.\r\nBDAT 3\r\nabcQUIT\r\n\x16\x03")],
+    [GREETING, (TO_SERVER, b"EHLO a\r\nMAIL FROM:<b@c>\r\nDATA\r\nwords.\r\n.\r\nBDAT 3\r\nabcQUIT\r\n\x16\x03")],
     [GREETING, (TO_SERVER, b"NOOP\r\nCWD /\r\nsome words\r\n\xff\xf4\xff\xf2ABOR\r\nRETR x\r\n")],
     [(TO_SERVER, b"NOOP\r\nMAIL someone\r\nCWD /\r\n")],
 ]

@@ -73,6 +73,14 @@ def test_the_buffer_is_a_knob() -> None:
     assert name_of(query(wire_name(b"blocked", b"example")), replace(options, dns_name_buffer=12)) == "blocked.exa"
 
 
+def test_where_the_buffer_is_full_the_name_ends() -> None:
+    message = read(query(wire_name(b"x" * 124 + b"ab\0\x1c\0\x01")))
+    assert message.facts["dns.qname"] == "x" * 124 + "a"
+    assert message.facts["dns.qtype"] == f"TYPE{0x6200}"
+    exact = read(query(wire_name(b"x" * 125), tail=b"\0\x1c\0\1"))
+    assert (exact.facts["dns.qtype"], exact.facts["dns.qclass"]) == ("AAAA", "IN")
+
+
 def test_a_label_beyond_the_message_is_followed_by_zeros() -> None:
     message = read(query(b"\x07blocked\x07example\x40", tail=b""))
     assert message.facts["dns.qname"] == "blocked.example."

@@ -34,9 +34,9 @@ rules:
 GET = b"GET / HTTP/1.1\r\nHost: %s\r\n\r\n"
 
 
-def hits(directory: Path, events: list[Event]) -> list[str]:
+def hits(directory: Path, events: list[Event], text: str = TEXT) -> list[str]:
     path = directory / "rules.yaml"
-    path.write_text(TEXT)
+    path.write_text(text)
     book = Playbook(load_rules([path]))
     talk = TcpTalk()
     for packet in talk.handshake():
@@ -93,3 +93,11 @@ def hits(directory: Path, events: list[Event]) -> list[str]:
 )
 def test_what_meets_a_rule(events: list[Event], rules: list[str], tmp_path: Path) -> None:
     assert hits(tmp_path, events) == rules
+
+
+@pytest.mark.parametrize("pipelined", ["first_only", "all"])
+def test_without_other_protocols_an_answer_still_ends_the_row(pipelined: str, tmp_path: Path) -> None:
+    text = TEXT.partition("  - name: keyword")[0].replace("first_only", pipelined)
+    get, blocked = (TO_SERVER, GET % b"a.example"), (TO_SERVER, GET % b"blocked.example")
+    assert hits(tmp_path, [get, (TO_CLIENT, b"HTTP/1.1 200 OK\r\n\r\n"), blocked], text) == ["host"]
+    assert hits(tmp_path, [get, blocked], text) == (["host"] if pipelined == "all" else [])
