@@ -9,7 +9,8 @@ from typing import Literal
 
 from gfwemu.engine.dice import Dice
 from gfwemu.model import Direction, FiveTuple, Transport
-from gfwemu.rules.actions import Blockpage, Ends, Injector, Redirect, Rising, TlsAlert
+from gfwemu.rules.actions import Blockpage, Ends, Injector, Redirect, TlsAlert
+from gfwemu.rules.quantities import Rising
 from gfwemu.wire.build import build_tcp
 from gfwemu.wire.packet import Packet, TcpFlags
 

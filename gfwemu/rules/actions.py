@@ -11,7 +11,7 @@ from pydantic import BaseModel, ConfigDict, Field
 
 from gfwemu.model import Placement
 from gfwemu.rules.odds import CERTAIN, Chance
-from gfwemu.rules.quantities import Duration, Rate, Size, Varied, VariedDuration, VariedNumber, VariedSize
+from gfwemu.rules.quantities import Duration, HeaderField, Rate, Size, Varied, VariedDuration, VariedNumber, VariedSize
 
 Way = Literal["both", "to_server", "to_client"]
 Ends = Literal["both", "client", "server"]
@@ -25,19 +25,6 @@ class Model(BaseModel):
     """Unknown keys are refused everywhere: a misspelt key never silently does nothing."""
 
     model_config = ConfigDict(extra="forbid", frozen=True, arbitrary_types_allowed=True)
-
-
-class Rising(Model):
-    """A header field that counts up by one from packet to packet of one burst, from a value drawn for the burst.
-
-    The three resets to a SYN for 1.1.1.1:443 have windows and TTLs like this (net4people/bbs issue 285, 2023), as
-    those of the Great Cannon had (Marczak et al., FOCI 2015).
-    """
-
-    increment_from: VariedNumber
-
-
-HeaderField = VariedNumber | Literal["mirror", "increment"] | Rising
 
 
 class Injector(Model):

@@ -20,7 +20,6 @@ from gfwemu.rules.actions import (
     Poison,
     Redirect,
     Residual,
-    Rising,
 )
 from gfwemu.rules.compile import allowed_transports, clause_transports, needs_tcp
 from gfwemu.rules.conditions import Alternative, Clause
@@ -28,7 +27,7 @@ from gfwemu.rules.draft import RESIDUAL_SAME, Draft
 from gfwemu.rules.lists import LoadedList
 from gfwemu.rules.matchers import AnyOf
 from gfwemu.rules.networks import NetworkSet
-from gfwemu.rules.quantities import Varied
+from gfwemu.rules.quantities import Rising, Varied
 from gfwemu.rules.shadow import shadowing
 
 _PROTOCOL_ACTIONS: dict[str, str] = {"poison": "dns", "blockpage": "http", "tls_alert": "tls"}

@@ -12,7 +12,7 @@ from pydantic import BaseModel, BeforeValidator
 from pydantic.fields import FieldInfo
 
 from gfwemu.rules.odds import Chance, Odds
-from gfwemu.rules.quantities import Duration, Rate, Size, Varied, VariedDuration, VariedNumber, VariedSize
+from gfwemu.rules.quantities import Duration, HeaderField, Rate, Size, Varied, VariedDuration, VariedNumber, VariedSize
 
 _KIND_NAMES: tuple[tuple[Any, str], ...] = (
     (Duration, "duration"),
@@ -21,6 +21,7 @@ _KIND_NAMES: tuple[tuple[Any, str], ...] = (
     (VariedDuration, "duration, may vary"),
     (VariedNumber, "number, may vary"),
     (VariedSize, "size, may vary"),
+    (HeaderField, "number, may vary, mirror or increment"),
     (Chance, "number from 0 to 1, may depend on the hour"),
 )
 _QUANTITIES = {typing.get_args(alias)[-1]: name for alias, name in _KIND_NAMES}

@@ -14,7 +14,7 @@ import random
 import re
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass
-from typing import Annotated, Any
+from typing import Annotated, Any, Literal
 
 from pydantic import BeforeValidator
 
@@ -84,6 +84,20 @@ class Varied:
         return round(self.sample(rng))
 
 
+@dataclass(frozen=True, slots=True)
+class Rising:
+    """A header field that counts up by one from packet to packet of one burst, from a value drawn for the burst.
+
+    The three resets to a SYN for 1.1.1.1:443 have windows and TTLs like this (net4people/bbs issue 285, 2023), as
+    those of the Great Cannon had (Marczak et al., FOCI 2015).
+    """
+
+    increment_from: Varied
+
+
+HeaderValue = Varied | Rising | Literal["mirror", "increment"]
+
+
 def parse_quantity(value: object, kind: str) -> float:
     """One fixed quantity in seconds, bytes per second, bytes, or as a number. Raises ValueError with the reason."""
     if isinstance(value, bool) or not isinstance(value, (int, float, str)):
@@ -142,6 +156,22 @@ def _parse_quantiles(value: dict[Any, Any], kind: str) -> Varied:
     return Varied(tuple(points))
 
 
+def parse_header_value(value: object, kind: str) -> HeaderValue:
+    """A number, fixed or varied, or one of the ways to count. Raises ValueError with the reason."""
+    if isinstance(value, Rising) or value == "mirror" or value == "increment":
+        return value
+    if isinstance(value, dict) and "quantiles" not in value:
+        if set(value) != {"increment_from"}:
+            raise ValueError("expected a number, 'A-B', a list, mirror, increment, or {increment_from: 60-200}")
+        return Rising(parse_varied(value["increment_from"], kind))
+    try:
+        return parse_varied(value, kind)
+    except ValueError as error:
+        if isinstance(value, str) and value.isalpha():
+            raise ValueError(f"'{value[:40]}' is not a {kind}; write one, or mirror, or increment") from None
+        raise error
+
+
 def _validator(kind: str, parse: Callable[[object, str], Any]) -> BeforeValidator:
     return BeforeValidator(lambda value: parse(value, kind))
 
@@ -152,3 +182,4 @@ Size = Annotated[float, _validator("size", parse_quantity)]
 VariedDuration = Annotated[Varied, _validator("duration", parse_varied)]
 VariedNumber = Annotated[Varied, _validator("number", parse_varied)]
 VariedSize = Annotated[Varied, _validator("size", parse_varied)]
+HeaderField = Annotated[HeaderValue, _validator("number", parse_header_value)]

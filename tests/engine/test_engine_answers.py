@@ -88,7 +88,12 @@ def test_each_injector_takes_its_own_pool_in_turn() -> None:
 
 def test_groups_of_names_have_addresses_of_their_own() -> None:
     groups = [{"names": ["blocked.example"], "a": ["203.0.113.9"]}, {"names": [NAME], "a": ["203.0.113.8"]}]
-    book = Playbook(ruleset(rule("poison", {"dns.response": False}, placement="on-path", a=POOL, groups=groups)))
+    injectors = [{"a": POOL[:1]}]
+    book = Playbook(
+        ruleset(
+            rule("poison", {"dns.response": False}, placement="on-path", a=POOL, groups=groups, injectors=injectors)
+        )
+    )
     assert record(ask(book)[0]) == (A, address_bytes("203.0.113.9"))
     (other,) = ask(book, name="other.example")
     assert other.payload.endswith(address_bytes(POOL[0]))

@@ -11,10 +11,11 @@ import yaml
 from rule_files import load_text, problems_of
 
 from gfwemu.model import Side, Verdict
-from gfwemu.rules.actions import Poison, Reset, Rising
+from gfwemu.rules.actions import Poison, Reset
 from gfwemu.rules.jsonschema import rule_file_schema
 from gfwemu.rules.odds import Odds, parse_odds
 from gfwemu.rules.plan import compile_plan
+from gfwemu.rules.quantities import Rising
 from gfwemu.rules.spread import spread_of
 from gfwemu.testing.playbook import Playbook, TcpTalk
 
