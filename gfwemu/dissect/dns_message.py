@@ -3,13 +3,14 @@
 from __future__ import annotations
 
 import struct
-from dataclasses import dataclass
 
 from gfwemu.dissect.dns_name import read_flat_name, read_name
 from gfwemu.dissect.options import DissectOptions
 from gfwemu.dissect.reader import MalformedBytes, Reader
+from gfwemu.model import record
 
 HEADER_LENGTH = 12
+_HEADER = struct.Struct("!6H")
 # Header, root name, type and class.
 SHORTEST_MESSAGE = 17
 
@@ -40,7 +41,7 @@ QCLASSES: dict[int, str] = {1: "IN", 3: "CH", 4: "HS", 254: "NONE", 255: "ANY"}
 _EVERYTHING = DissectOptions()
 
 
-@dataclass(frozen=True, slots=True)
+@record
 class Query:
     """What an answer must echo. `question_bytes` is the first question as it stood: name, type, class.
 
@@ -57,7 +58,7 @@ class Query:
     qclass: int
 
 
-@dataclass(frozen=True, slots=True)
+@record
 class Header:
     """The fixed part; `questions` is QDCOUNT."""
 
@@ -78,22 +79,26 @@ def read_header(reader: Reader, options: DissectOptions) -> Header:
     end raises OutOfBytes only where the bytes so far are plausible. With `dns_header` ignored, whatever has a header
     and is not a response passes.
     """
-    ident, flags = reader.u16(), reader.u16()
+    # Where all of it is there, all is read at once.
+    whole = reader.remaining >= HEADER_LENGTH
+    number = iter(_HEADER.unpack(reader.take(HEADER_LENGTH))).__next__ if whole else reader.u16
+    ident, flags = number(), number()
     if options.dns_header == "ignored":
         if flags & FLAG_RESPONSE:
             raise MalformedBytes("DNS header: a response")
-        questions = reader.u16()
-        reader.skip(6)
+        questions = number()
+        if not whole:
+            reader.skip(6)
         return Header(ident, flags, questions)
     if flags & (_OPCODE | _RESERVED):
         raise MalformedBytes("DNS header: not a standard query")
     if not flags & FLAG_RESPONSE and flags & _RCODE:
         raise MalformedBytes("DNS header: a query with a response code")
-    questions = reader.u16()
+    questions = number()
     if not 1 <= questions <= _LARGEST_COUNT:
         raise MalformedBytes("DNS header: implausible number of questions")
     for _section in ("answer", "authority", "additional"):
-        if reader.u16() > _LARGEST_COUNT:
+        if number() > _LARGEST_COUNT:
             raise MalformedBytes("DNS header: implausible number of records")
     return Header(ident, flags, questions)
 

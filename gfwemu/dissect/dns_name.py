@@ -20,7 +20,8 @@ def _escapes() -> tuple[str, ...]:
 
 _TEXT = _escapes()
 _FLAT_TEXT = tuple("." if byte == ord(".") else "\\" if byte == ord("\\") else text for byte, text in enumerate(_TEXT))
-_PLAIN = frozenset(b"abcdefghijklmnopqrstuvwxyzABCDEFGHIJKLMNOPQRSTUVWXYZ0123456789-_")
+_PLAIN_BYTES = b"abcdefghijklmnopqrstuvwxyzABCDEFGHIJKLMNOPQRSTUVWXYZ0123456789-_"
+_PLAIN = frozenset(_PLAIN_BYTES)
 
 
 def label_text(label: bytes) -> str:
@@ -36,7 +37,7 @@ def read_name(reader: Reader, message: bytes) -> str:
     The result has no trailing dot; the root is ".". Raises MalformedBytes for reserved label types, names over 255
     bytes and circles.
     """
-    labels: list[str] = []
+    labels: list[bytes] = []
     total = 1
     pointers = 0
     while length := reader.u8():
@@ -51,8 +52,10 @@ def read_name(reader: Reader, message: bytes) -> str:
         total += length + 1
         if total > _LONGEST_NAME:
             raise MalformedBytes("DNS name: longer than 255 bytes")
-        labels.append(label_text(reader.take(length)))
-    return ".".join(labels) or "."
+        labels.append(reader.take(length))
+    if not b"".join(labels).translate(None, _PLAIN_BYTES):
+        return b".".join(labels).decode("ascii").lower() or "."
+    return ".".join([label_text(label) for label in labels])
 
 
 def read_flat_name(message: bytes, start: int, buffer: int) -> tuple[str, int]:

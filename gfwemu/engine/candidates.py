@@ -37,6 +37,7 @@ class Candidate:
 
     eager: it may fire at a packet that completes no message. by_message: it fires at every message that matches.
     lasts: it may fire at other packets than a flow's first. transports: those on which it can (empty: any).
+    place, towards: as a hit tells them.
     """
 
     rule: CompiledRule
@@ -48,6 +49,8 @@ class Candidate:
     by_message: bool
     lasts: bool
     transports: frozenset[int]
+    place: str
+    towards: str
 
     @classmethod
     def of(cls, rule: CompiledRule) -> Candidate:
@@ -69,6 +72,8 @@ class Candidate:
             by_message=by_message,
             lasts=rule.scope is not Scope.FLOW or rule.schedule is not None or rule.repeat,
             transports=_transports(rule),
+            place=str(rule.place),
+            towards=str(getattr(rule.action, "towards", "")),
         )
 
     @property

@@ -171,7 +171,8 @@ class Judge:
             if (over and rule.name in over) or not _in_force(rule, censor_now):
                 continue
             for position, (view, message) in enumerate(single if candidate.by_message else whole):
-                if not candidate.may_hold(view):
+                # Of those that are tried message by message, the index has left few: asking twice would not pay.
+                if not candidate.by_message and not candidate.may_hold(view):
                     continue
                 found = holds(rule, view)
                 if found is None or (rule.name, position) in done or _is_no_query(rule, message):
@@ -180,7 +181,7 @@ class Judge:
                 acts = rule.probability >= 1.0 or self._acts(rule, work)
                 if acts:
                     self._enforcer.enforce(rule, work, decision, message.query)
-                    self._tell(rule, work, evidence_of(found, message.spans, stream), view, told)
+                    self._tell(candidate, work, evidence_of(found, message.spans, stream), view, told)
                     if rule.residual is not None:
                         self._begin_residual(rule, work, censor_now, told)
                     if rule.terminal:
@@ -198,10 +199,13 @@ class Judge:
         return self._dice.throw(rule.odds, work.flow.tuple, work.flow.flow_id, work.censor_now, rule.name)
 
     @staticmethod
-    def _tell(rule: CompiledRule, work: Work, evidence: tuple[Evidence, ...], view: View, told: list[Command]) -> None:
+    def _tell(
+        candidate: Candidate, work: Work, evidence: tuple[Evidence, ...], view: View, told: list[Command]
+    ) -> None:
+        rule = candidate.rule
         if rule.name not in work.flow.rules:
             work.flow.rules += (rule.name,)
-        told.append(_hit(rule, work, evidence, view))
+        told.append(_hit(candidate, work, evidence, view))
 
     def _settle(self, flow: Flow, decision: Decision, *, fresh: bool, messages_over: bool) -> None:
         """Drops rules that can no longer fire; a flow without any passes for good."""
@@ -310,7 +314,8 @@ def _is_no_query(rule: CompiledRule, message: Message) -> bool:
     return rule.action_name == "poison" and message.facts.get("dns.response") is True
 
 
-def _hit(rule: CompiledRule, work: Work, evidence: tuple[Evidence, ...], view: View) -> Report:
+def _hit(candidate: Candidate, work: Work, evidence: tuple[Evidence, ...], view: View) -> Report:
+    rule = candidate.rule
     return Report(
         RuleHit(
             time=work.now,
@@ -325,8 +330,8 @@ def _hit(rule: CompiledRule, work: Work, evidence: tuple[Evidence, ...], view: V
             facts=view.message,
             cite=rule.cite,
             observed=rule.observed,
-            place=str(rule.place),
+            place=candidate.place,
             residual_seconds=rule.residual.seconds.high if rule.residual is not None else 0.0,
-            towards=str(getattr(rule.action, "towards", "")),
+            towards=candidate.towards,
         )
     )
