@@ -26,7 +26,29 @@ TRANSPORTS = (*TRANSPORT_NAMES.values(), OTHER)
 _CLIENT_READERS = frozenset({"tls", "http"})
 """Dissectors over TCP that learn nothing from the server's bytes."""
 
-_KNOWN_TCP_KNOBS = frozenset({"create_on", "reassembly", "overlap", "verify_checksum", "teardown", "buffer", "inspect"})
+_KNOWN_TCP_KNOBS = frozenset(
+    {
+        "create_on",
+        "reassembly",
+        "overlap",
+        "verify_checksum",
+        "verify_ip_checksum",
+        "teardown",
+        "md5_option",
+        "data_without_ack",
+        "no_flags",
+        "odd_flags",
+        "bad_ip_length",
+        "bad_data_offset",
+        "data_offset",
+        "seq_before_isn",
+        "out_of_window",
+        "buffer",
+        "on_overflow",
+        "hole_lifetime",
+        "inspect",
+    }
+)
 """For these it is known which packets they look at: SYNs, FINs, resets and payload, and SYN/ACKs for `create_on`."""
 
 _BARE_LENGTHS = range(40, 20 + 40 + 60 + 1)
@@ -238,6 +260,11 @@ def _knobs(options: TcpOptions) -> Iterator[Reason]:
         value = getattr(options, knob.name)
         if knob.name not in _KNOWN_TCP_KNOBS and value != getattr(standard, knob.name):
             yield Reason(f"tcp.{knob.name}", "it may look at any packet")
+    for flag, entry in options.teardown.items():
+        if entry.when in ("opening", "established"):
+            yield Reason(f"tcp.teardown.{flag}", "a bare ACK may complete the handshake")
+        if entry.sequence != "any" and entry.by != "client":
+            yield Reason(f"tcp.teardown.{flag}", "the server's bytes say which of its numbers fit")
 
 
 def _create_knob(options: TcpOptions) -> Iterator[Reason]:
