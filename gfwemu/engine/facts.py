@@ -13,8 +13,8 @@ from gfwemu.rules.compiled import Fact, Facts, Subscriber
 from gfwemu.wire.packet import Packet
 
 _FLAG_LETTERS = "FSRPAUEC"
-_PRINTABLE = frozenset(range(0x20, 0x7F))
-_PRINTABLE_BYTES = bytes(sorted(_PRINTABLE))
+_PRINTABLE_BYTES = bytes(range(0x20, 0x7F))
+_PRINTABLE_OR_ZERO = bytes(byte if byte in _PRINTABLE_BYTES else 0 for byte in range(256))
 
 
 def in_networks(address: bytes, networks: Sequence[tuple[bytes, int]]) -> bool:
@@ -93,11 +93,7 @@ def printable_prefix(payload: bytes) -> int:
 
 def printable_run(payload: bytes) -> int:
     """Length of the longest run of bytes 0x20-0x7e."""
-    longest = run = 0
-    for byte in payload:
-        run = run + 1 if byte in _PRINTABLE else 0
-        longest = max(longest, run)
-    return longest
+    return max(map(len, payload.translate(_PRINTABLE_OR_ZERO).split(b"\0")))
 
 
 def printable_fraction(payload: bytes) -> float:
