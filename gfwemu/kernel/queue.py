@@ -11,6 +11,7 @@ import os
 import socket
 import struct
 import time
+from collections import deque
 from collections.abc import Callable
 from dataclasses import dataclass
 from pathlib import Path
@@ -50,8 +51,12 @@ _ID = _BULK_ID - 1
 _BUFFER = 0xFFFF + 1024
 """A packet and the attributes around it."""
 
-_FLUSH_AFTER = 16
-"""Packets whose verdicts wait for each other: a system call costs as much as one of them, and none should wait long."""
+_FETCH = 64
+"""Messages that are fetched at once."""
+
+_TURN = 16
+"""Packets that are decided before more are fetched. Their verdicts go out together: a system call costs as much as one
+of them, and none should wait long."""
 
 _SEND_AT = 1 << 16
 """Bytes of verdicts that wait for each other, at most."""
@@ -80,6 +85,8 @@ _FRONT_HEADS = tuple(
 )
 _PACKET_KIND = kind(SUBSYSTEM_QUEUE, _PACKET)
 _VERDICT_PAIR = struct.Struct("!II")
+_MARKED = struct.Struct("!II4sI")
+_MARK_HEAD = _ATTRIBUTE.pack(8, _ATTR_MARK)
 
 
 @dataclass(frozen=True, slots=True)
@@ -120,10 +127,13 @@ class PacketQueue:
         """Marks of the packets that have no verdict yet."""
         self._verdicts: list[bytes] = []
         self._verdict_bytes = 0
-        self._buffer = bytearray(_BUFFER)
-        self._view = memoryview(self._buffer)
+        self._arrived: deque[bytes] = deque()
+        self._room = options.length
+        self._view = memoryview(bytearray(_BUFFER))
         # A verdict's head, the same for all without a mark and without bytes; behind it stand verdict and number.
-        self._heads = tuple(_verdict_message(one, attribute(_ATTR_VERDICT, bytes(8)))[:-8] for one in self._numbers)
+        plain, mark = attribute(_ATTR_VERDICT, bytes(8)), attribute(_ATTR_MARK, bytes(4))
+        self._heads = tuple(_verdict_message(one, plain)[:-8] for one in self._numbers)
+        self._marked_heads = tuple(_verdict_message(one, plain, mark)[:-16] for one in self._numbers)
         self._bulk_resource = _RESOURCE.pack(bulk_queue(number))
         self._socket = _bound_socket(self._numbers)
         self._enlarge(options.buffer)
@@ -153,26 +163,41 @@ class PacketQueue:
 
     def read(self, limit: int) -> int:
         """Hands over what waits, at most `limit` packets. Returns how many. What `receive` raises comes out here."""
-        receive_into, view = self._socket.recv_into, self._view
+        waiting = self._arrived
         count = 0
         try:
             while count < limit:
-                try:
-                    size = receive_into(view, 0, socket.MSG_DONTWAIT)
-                except BlockingIOError:
+                self._fetch()
+                if not waiting:
                     break
-                except OSError as error:
-                    if error.errno != errno.ENOBUFS:
-                        raise
-                    self.overruns += 1
-                    continue
-                count += 1
-                self._message(size)
-                if not count % _FLUSH_AFTER:
-                    self.flush()
+                turn = min(_TURN, len(waiting), limit - count)
+                for _ in range(turn):
+                    self._message(waiting.popleft())
+                count += turn
+                self.flush()
         finally:
             self.flush()
         return count
+
+    @property
+    def backlog(self) -> int:
+        """Packets that were fetched from the kernel and wait here: the socket does not tell of them again."""
+        return len(self._arrived)
+
+    def _fetch(self) -> None:
+        """Makes room on the socket, whose buffer holds no hundred packets where a user may not enlarge it."""
+        receive_into, view, arrived = self._socket.recv_into, self._view, self._arrived
+        for _ in range(min(_FETCH, self._room - len(arrived))):
+            try:
+                size = receive_into(view, 0, socket.MSG_DONTWAIT)
+            except BlockingIOError:
+                return
+            except OSError as error:
+                if error.errno != errno.ENOBUFS:
+                    raise
+                self.overruns += 1
+                continue
+            arrived.append(bytes(view[:size]))
 
     def accept(
         self,
@@ -185,21 +210,23 @@ class PacketQueue:
     ) -> None:
         """offload: the kernel answers for the flow from now on. bulk: it goes on in the bulk queue. queue_all: all of
         its packets come to the queue from now on."""
-        mark = self._open.pop(packet_id)
+        came_with = self._open.pop(packet_id)
+        mark: int | None = None
         if offload or bulk or queue_all:
             how = OFFLOAD_ACCEPT if offload else OFFLOAD_BULK if bulk else QUEUE_ALL
-            self._put(packet_id, mark & _KEEP_MARK | QUEUED | how, data)
-        elif data is None:
-            self._plain(packet_id, _ACCEPT)
+            mark = came_with & _KEEP_MARK | QUEUED | how
+        if data is not None:
+            self._rewritten(packet_id, mark, data)
+        elif mark is not None:
+            self._marked(packet_id, mark)
         else:
-            self._put(packet_id, None, data)
+            self._plain(packet_id, _ACCEPT)
 
     def drop(self, packet_id: int, *, offload: bool = False, queue_all: bool = False) -> None:
         """With `offload` or `queue_all` the table's later chain drops the packet, after it kept the mark."""
         mark = self._open.pop(packet_id)
         if offload or queue_all:
-            how = OFFLOAD_DROP | (0 if offload else QUEUE_ALL)
-            self._put(packet_id, mark & _KEEP_MARK | QUEUED | how, None)
+            self._marked(packet_id, mark & _KEEP_MARK | QUEUED | OFFLOAD_DROP | (0 if offload else QUEUE_ALL))
         else:
             self._plain(packet_id, _DROP)
 
@@ -224,20 +251,22 @@ class PacketQueue:
     def _plain(self, packet_id: int, verdict: int) -> None:
         self._verdicts.append(self._heads[packet_id >= _BULK_ID] + _VERDICT_PAIR.pack(verdict, packet_id & _ID))
 
-    def _put(self, packet_id: int, mark: int | None, data: bytes | None) -> None:
+    def _marked(self, packet_id: int, mark: int) -> None:
+        head = self._marked_heads[packet_id >= _BULK_ID]
+        self._verdicts.append(head + _MARKED.pack(_ACCEPT, packet_id & _ID, _MARK_HEAD, mark))
+
+    def _rewritten(self, packet_id: int, mark: int | None, data: bytes) -> None:
         members = [attribute(_ATTR_VERDICT, _VERDICT_PAIR.pack(_ACCEPT, packet_id & _ID))]
         if mark is not None:
             members.append(attribute(_ATTR_MARK, _U32.pack(mark)))
-        if data is not None:
-            members.append(attribute(_ATTR_PAYLOAD, data))
+        members.append(attribute(_ATTR_PAYLOAD, data))
         text = _verdict_message(self._numbers[packet_id >= _BULK_ID], *members)
         self._verdict_bytes += len(text)
         self._verdicts.append(text)
         if self._verdict_bytes > _SEND_AT:
             self.flush()
 
-    def _message(self, size: int) -> None:
-        buffer = self._buffer
+    def _message(self, buffer: bytes) -> None:
         if _HEADER.unpack_from(buffer)[1] != _PACKET_KIND:
             # An error about a verdict: the packet is gone already, because its interface or its hook is.
             return
@@ -250,10 +279,10 @@ class PacketQueue:
         else:
             packet_id = index = mark = 0
         unpack = _ATTRIBUTE.unpack_from
-        while offset < size:
+        while offset < len(buffer):
             attribute_size, name = unpack(buffer, offset)
             if name == _ATTR_PAYLOAD:
-                data = bytes(self._view[offset + 4 : offset + attribute_size])
+                data = buffer[offset + 4 : offset + attribute_size]
             elif name == _ATTR_TRUE_LENGTH:
                 (length,) = _U32.unpack_from(buffer, offset + 4)
             elif name == _ATTR_HEADER:
