@@ -11,7 +11,9 @@ from rulekit import AtMost, Holds, client_hello, dns_query, rule, ruleset
 from gfwemu.engine.commands import SetVerdict
 from gfwemu.flow.options import FlowOptions, FragmentOptions, TcpOptions
 from gfwemu.model import FiveTuple, Verdict, address_bytes
+from gfwemu.rules.actions import REPEATABLE
 from gfwemu.rules.compiled import CompiledRule
+from gfwemu.rules.odds import Odds
 from gfwemu.testing.playbook import Playbook
 from gfwemu.wire.build import build_ip, build_tcp, build_udp
 
@@ -33,9 +35,11 @@ ACTIONS: list[tuple[str, dict[str, Any]]] = [
     ("drop", {}),
     ("drop", {"after": "5ms", "trigger": False, "direction": "to_server"}),
     ("reset", {"injectors": [{"delay": "3ms"}]}),
+    ("reset", {"injectors": [{"count": 3, "ttl": {"increment_from": "250-252"}, "jitter": "0-1ms"}]}),
     ("fin", {}),
     ("rewrite_to_reset", {}),
     ("poison", {"a": ["203.0.113.1"]}),
+    ("poison", {"a": ["203.0.113.1"], "aaaa": "teredo", "other_types": "a"}),
     ("blockpage", {}),
     ("redirect", {"location": "http://stub.example/"}),
     ("redirect", {"address": ["203.0.113.99"]}),
@@ -48,20 +52,29 @@ ACTIONS: list[tuple[str, dict[str, Any]]] = [
     ("icmp_unreachable", {}),
     ("alert", {}),
 ]
-RESIDUALS = [None, {"seconds": 1, "key": "2tuple"}, {"seconds": 1, "refresh": True, "probability": 0.5}]
+RESIDUALS: list[dict[str, Any] | None] = [
+    None,
+    {"seconds": 1, "key": "2tuple"},
+    {"seconds": 1, "refresh": True, "probability": 0.5},
+    {"seconds": 1, "key": "server", "action": "reset", "syn": "forged_synack", "injectors": [{"flags": "R"}]},
+    {"seconds": 1, "probability": {"value": 0.5, "per": "packet"}, "escalate": {"ports": 2, "key": "server"}},
+]
+ODDS = [None, Odds((0.5,), "packet"), Odds((0.5,), "endpoints"), Odds((0.2, 0.8) * 12)]
 
 
 @st.composite
 def rules(draw: st.DrawFn, *, on_path: bool = False) -> CompiledRule:
     able = [entry for entry in ACTIONS if entry[0] in ("reset", "fin", "poison", "blockpage", "tls_alert", "alert")]
     action, parameters = draw(st.sampled_from(able if on_path else ACTIONS))
-    residual = draw(st.sampled_from(RESIDUALS))
+    residual, odds = draw(st.sampled_from(RESIDUALS)), draw(st.sampled_from(ODDS))
     return rule(
         action,
         draw(st.sampled_from(MATCHES)),
         name=f"{action}-{draw(st.integers(0, 99))}",
         placement="on-path" if on_path else "in-path",
-        chance=draw(st.sampled_from([1.0, 0.5])),
+        chance=draw(st.sampled_from([1.0, 0.5])) if odds is None else odds.low,
+        odds=odds,
+        repeat=action in REPEATABLE and draw(st.booleans()),
         residual={**residual, "action": "reset"} if on_path and residual else residual,
         **parameters,
     )
