@@ -56,6 +56,7 @@ def up(name: str, **options: Any) -> None:
         pcap=chosen.pcap,
         seed=rules.seed if rules else chosen.seed,
         time_scale=chosen.time_scale,
+        daemon_options=chosen.daemon_options,
         start_time=chosen.start_time,
         name=name,
         labels={
@@ -112,7 +113,12 @@ def status_(name: str, as_json: bool) -> None:
         click.echo(f"  {server:14} {entry['state']}{detail}")
     click.echo("queues")
     for queue in facts["queues"]:
-        click.echo(f"  {queue['node']:9} queue {queue['number']}: {queue['waiting']} waiting, {queue['lost']} lost")
+        lost = f"{queue['lost']} lost"
+        if queue["lost"]:
+            lost += (
+                f" ({queue['queue_dropped']} at the full queue, {queue['socket_dropped']} at its reader's full socket)"
+            )
+        click.echo(f"  {queue['node']:9} queue {queue['number']}: {queue['waiting']} waiting, {lost}")
 
 
 @lab.command("exec", context_settings={"allow_interspersed_args": False})

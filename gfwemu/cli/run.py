@@ -55,6 +55,7 @@ class Options:
     start_time: float | None
     eve: Path | None
     pcap: Path | None
+    workers: int = 1
     json_file: Path | None = None
     as_root: bool = False
     node: str = "client"
@@ -66,6 +67,10 @@ class Options:
         parts = [f"profile {self.profile}"] if self.profile else []
         parts += [f"rules {path}" for path in self.rule_files]
         return ", ".join(parts) or "no censor"
+
+    @property
+    def daemon_options(self) -> tuple[str, ...]:
+        return ("--workers", str(self.workers)) if self.workers > 1 else ()
 
     @property
     def rules(self) -> list[Path]:
@@ -85,6 +90,9 @@ _LAB_OPTIONS = (
     with_clock_options,
     click.option("--eve", type=_FILE, metavar="FILE", help="Write the event log here."),
     click.option("--pcap", type=_FILE, metavar="FILE", help="Write every packet at the censor here (pcapng)."),
+    click.option(
+        "--workers", type=click.IntRange(1, 64), default=1, metavar="N", help="Processes that share the censor's work."
+    ),
 )
 _RUN_OPTIONS = (
     click.option(
@@ -165,6 +173,7 @@ def _run(command: list[str], options: Options) -> int:
         pcap=options.pcap,
         seed=rules.seed if rules else options.seed,
         time_scale=options.time_scale,
+        daemon_options=options.daemon_options,
         start_time=options.start_time,
     )
     for path in (options.eve, options.pcap, options.json_file):
