@@ -22,6 +22,7 @@ from gfwemu.flow.residual import Block, KeyKind, ResidualTable, residual_key
 from gfwemu.model import Direction, Transport, Verdict
 from gfwemu.rules.compiled import CompiledRule, RuleSet
 from gfwemu.rules.odds import Odds
+from gfwemu.rules.quantities import Varied
 from gfwemu.wire.packet import Packet
 
 _ACCEPT = Verdict.ACCEPT
@@ -221,22 +222,19 @@ class Judge:
     def _begin_residual(self, rule: CompiledRule, work: Work, censor_now: float, told: list[Command]) -> None:
         residual = rule.residual
         assert residual is not None
-        seconds = residual.seconds.sample(self._rng)
         begins = censor_now + residual.after.sample(self._rng)
-        block = self._block(residual.key, rule, work, begins, seconds)
-        if self._residuals.add(block, refresh=residual.refresh):
-            self._watch(block, censor_now, told)
-        wider = residual.escalate
-        if wider is not None and self._residuals.ports_blocked(block, work.flow.tuple, censor_now) >= wider.ports:
-            if wider.seconds is not None:
-                seconds = wider.seconds.sample(self._rng)
-            block = self._block(wider.key, rule, work, begins, seconds)
+        endpoints = work.flow.tuple
+
+        def begin(kind: KeyKind, lasting: Varied) -> Block:
+            seconds = lasting.sample(self._rng)
+            block = Block(kind, residual_key(kind, endpoints), rule, begins, begins + seconds, seconds)
             if self._residuals.add(block, refresh=residual.refresh):
                 self._watch(block, censor_now, told)
+            return block
 
-    @staticmethod
-    def _block(kind: KeyKind, rule: CompiledRule, work: Work, begins: float, seconds: float) -> Block:
-        return Block(kind, residual_key(kind, work.flow.tuple), rule, begins, begins + seconds, seconds)
+        block, wider = begin(residual.key, residual.seconds), residual.escalate
+        if wider is not None and self._residuals.ports_blocked(block, endpoints, censor_now) >= wider.ports:
+            begin(wider.key, wider.seconds or residual.seconds)
 
     def _watch(self, block: Block, censor_now: float, told: list[Command]) -> None:
         """Has the packets of the block queued. One that every packet renews is watched a little longer than it lasts,
