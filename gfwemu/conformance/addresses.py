@@ -76,7 +76,7 @@ class Addresses:
     def server(self, side: Side, client: bytes, wanted: str) -> bytes:
         """`fresh`, `silent`, `resolver`, an address, or a network out of which one is taken."""
         version = 6 if len(client) == 16 else 4
-        wanted = SILENT[version] if wanted == "silent" else wanted
+        wanted = {"silent": SILENT[version], "hand": HAND_MADE[side][version == 6]}.get(wanted, wanted)
         if wanted == "resolver":
             return address_bytes(RESOLVERS[version])
         if wanted == "fresh":

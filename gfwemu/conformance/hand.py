@@ -42,6 +42,10 @@ class Channel:
         self._clock = itertools.count(_NEW)
         self._heard = 0
         self.answered = False
+        self._server_isn = 0
+        if spec.server == "hand":
+            self._server_isn = (seq * 48_271 + 11) % _SPACE
+            self.ack = (self._server_isn + 1) % _SPACE
 
     @property
     def is_tcp(self) -> bool:
@@ -52,13 +56,13 @@ class Channel:
     def syn(self) -> None:
         ttl = self._ttl(self.spec.syn_ttl)
         options = _SYN_OPTIONS + (self._stamp(None) if self.spec.timestamps else b"")
-        self._emit(self._segment(self.seq, 0, "S", b"", options=options, ttl=ttl))
+        self.emit(self._segment(self.seq, 0, "S", b"", options=options, ttl=ttl))
 
     def handshake_done(self) -> None:
         self.seq = (self.isn + 1) % _SPACE
 
     def acknowledge(self) -> None:
-        self._emit(self._segment(self.seq, self.ack, "A", b""))
+        self.emit(self._segment(self.seq, self.ack, "A", b""))
 
     def send(self, data: bytes, step: Step, cuts: Sequence[int], *, advance: bool) -> list[bytes]:
         """The packets that carry the data, in the order of sending. Nothing is sent yet; `advance` counts the data."""
@@ -77,13 +81,33 @@ class Channel:
             self.stream += data
         return packets
 
+    def send_as_server(self, data: bytes, step: Step) -> list[bytes]:
+        """One packet of a server that the script plays. Its numbers are right, but for what the step changes."""
+        flags = step.flags or step.packet or ""
+        seq = self._server_isn + ("S" not in flags) + step.seq
+        ack = self.seq + (_WRONG_ACK if step.ack == "wrong" else 0 if isinstance(step.ack, str) else step.ack)
+        packet = build_tcp(
+            self.flow.reversed(),
+            seq=seq % _SPACE,
+            ack=ack % _SPACE if "A" in flags else 0,
+            flags=sum(FLAGS[letter] for letter in flags),
+            window=65160 if step.window is None else step.window,
+            payload=data,
+            options=_MD5 if step.md5 else b"",
+            ttl=self._ttl(step.ttl, self.side.opposite),
+            dont_fragment=True,
+            data_offset=step.data_offset,
+            checksum=0xBAD1 if step.checksum == "bad" else None,
+        )
+        return self._fragmented(packet, step)
+
     def finish(self, how: str) -> None:
-        self._emit(self._segment(self.seq, self.ack, "FA" if how == "fin" else "RA", b""))
+        self.emit(self._segment(self.seq, self.ack, "FA" if how == "fin" else "RA", b""))
         if how == "fin":
             self.seq = (self.seq + 1) % _SPACE
 
-    def emit(self, packet: bytes) -> None:
-        self._emit(packet)
+    def emit(self, packet: bytes, *, by_server: bool = False) -> None:
+        self.stage.emit(self.side.opposite if by_server else self.side, packet)
 
     def _packet(self, data: bytes, offset: int, step: Step) -> bytes:
         ttl = self._ttl(step.ttl)
@@ -150,9 +174,9 @@ class Channel:
     def _echo(self) -> int:
         return 0
 
-    def _ttl(self, ttl: int | str | None) -> int:
+    def _ttl(self, ttl: int | str | None, sender: Side | None = None) -> int:
         if isinstance(ttl, str):
-            return self.stage.path.ttl(ttl, self.side)
+            return self.stage.path.ttl(ttl, sender or self.side)
         return 64 if ttl is None else ttl
 
     def _fragmented(self, packet: bytes, step: Step) -> list[bytes]:
@@ -177,9 +201,6 @@ class Channel:
         ]
         return [found[number - 1] for number in step.fragment_order] if step.fragment_order else found
 
-    def _emit(self, packet: bytes) -> None:
-        self.stage.emit(self.side, packet)
-
     # -- receiving --------------------------------------------------------------------------------------------------
 
     def pump(self) -> None:
@@ -201,7 +222,8 @@ class Channel:
         if packet.flags & TcpFlags.SYN and packet.flags & TcpFlags.ACK:
             if not self.answered:
                 self.answered = True
-                self.ack = (packet.seq + 1) % _SPACE
+                if self.spec.server != "hand":
+                    self.ack = (packet.seq + 1) % _SPACE
                 self.outcome = self.outcome or "ok"
             return
         if packet.seq == self.ack and (packet.payload or packet.flags & TcpFlags.FIN):

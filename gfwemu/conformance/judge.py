@@ -98,6 +98,8 @@ def mismatches(expect: Expect, scene: Scene) -> list[str]:
         blocked = expect.connection == "blocked" and outcome in ("reset", "timeout")
         if outcome != expect.connection and not blocked:
             wrong.append(f"the connection is to be {expect.connection} and was {outcome}")
+    if expect.probes is not None and not expect.probes.holds(scene.stage.trace.probes()):
+        wrong.append(f"{scene.stage.trace.probes()} probes instead of {expect.probes}")
     if expect.real_answer is not None:
         wrong += _real_answer(expect.real_answer, scene)
     if expect.exit is not None:
@@ -321,6 +323,8 @@ def describe(expect: Expect, scene: Scene) -> str:
         parts.append("the server read all" if whole else "the server did not read all")
     if expect.connection is not None and scene.channels:
         parts.append(f"connection {scene.channels[-1].outcome or 'timeout'}")
+    if expect.probes is not None:
+        parts.append(f"{scene.stage.trace.probes()} probes")
     if expect.real_answer is not None:
         parts.append("; ".join(_real_answer(expect.real_answer, scene)) or f"real answer {expect.real_answer}")
     return "; ".join(parts)

@@ -22,10 +22,11 @@ Where = Literal["live", "replay", "both"]
 class Connect(Section):
     """A TCP connection by hand.
 
-    handshake: full; `syn` (SYN, and no ACK for the SYN/ACK); `blind` (SYN, then on without waiting, as a spoofed client does);
+    handshake: full; `syn` (all but the last ACK); `blind` (SYN, then on without waiting, as a spoofed client does);
     `none` (no packet at all: what is sent next comes out of the blue).
-    server: `fresh` (one that nobody else uses), `same` (as the connection before), `other`, `silent` (answers nothing),
-    `resolver`, an address or a network. client: `same` or `other`. from: the side of the client.
+    server: `fresh` (one that this client never met), `same` (as the connection before), `other`, `silent` (answers
+    nothing), `hand` (the script plays it, with `by: server`), `resolver`, an address or a network.
+    client: `same` or `other`. from: the client's side.
     """
 
     port: Port = 443
@@ -70,7 +71,7 @@ _SHAPES = (
 )  # fmt: skip
 _MODIFIERS: dict[str, tuple[str, ...]] = {
     "send": _SHAPES,
-    "packet": ("payload", *_SHAPES),
+    "packet": ("payload", "by", *_SHAPES),
     "try": ("outcome", "server", "client", "client_port", "from", "payload", "ipv6"),
     "curl": ("options",),
 }
@@ -95,6 +96,7 @@ class Step(Section):
     finish: Literal["fin", "reset"] | None = None
 
     payload: AnyPayload | None = None
+    by: Literal["client", "server"] = "client"
     cut: tuple[Annotated[int, Field(ge=1)], ...] | Literal["sni", "half", "name"] = ()
     order: tuple[Annotated[int, Field(ge=1)], ...] = ()
     overlap: Annotated[int, Field(ge=0)] = 0
@@ -206,7 +208,8 @@ class Expect(Section):
 
     at_client, at_server: packets that arrived there although the other end never sent them. delivered: of the client's
     packets with a payload, how many reached the server; answered: the other way. server_reads: the server's program has
-    read all that `send` sent. real_answer: of the resolver.
+    read all that `send` sent. real_answer: of the resolver. probes: connections
+    that others opened to the server.
     """
 
     at_client: ForgedList | None = None
@@ -215,6 +218,7 @@ class Expect(Section):
     answered: Share | None = None
     server_reads: bool | None = None
     connection: Literal["ok", "reset", "timeout", "blocked"] | None = None
+    probes: Numbers | None = None
     real_answer: Literal["last", "arrives", "none"] | None = None
     exit: int | list[int] | None = None
     output: str | None = None

@@ -131,6 +131,7 @@ class LabWorld:
         self.addresses = Addresses()
         self._programs = list(_PROGRAM_ADDRESSES)
         self._stages: dict[bytes, LabStage] = {}
+        self._visited: dict[bytes, list[LabStage]] = {}
         self._lost = 0
         loop = asyncio.get_running_loop()
         self._loop = loop
@@ -177,6 +178,15 @@ class LabWorld:
     def unregister(self, address: bytes) -> None:
         self._stages.pop(address, None)
 
+    def visit(self, server: bytes, stage: LabStage) -> None:
+        """The stage hears of what others do to that server."""
+        self._visited.setdefault(server, []).append(stage)
+
+    def leave(self, stage: LabStage) -> None:
+        for stages in self._visited.values():
+            if stage in stages:
+                stages.remove(stage)
+
     def program_address(self) -> str:
         """The one that was used least recently."""
         self._programs.append(self._programs.pop(0))
@@ -191,6 +201,9 @@ class LabWorld:
             stage = self._stages.get(one.packet.src) or self._stages.get(one.packet.dst)
             if stage is not None:
                 stage.trace.packets.append(one)
+                continue
+            for stage in self._visited.get(one.packet.dst, ()) or self._visited.get(one.packet.src, ()):
+                stage.trace.strangers.append(one)
 
 
 class LabStage:
@@ -216,6 +229,7 @@ class LabStage:
             self._world.addresses.give_back(side, address)
         for address in self._programs:
             self._world.unregister(address)
+        self._world.leave(self)
 
     async def sleep(self, seconds: float) -> None:
         await asyncio.sleep(seconds)
@@ -227,7 +241,9 @@ class LabStage:
         return address
 
     def server(self, side: Side, client: bytes, wanted: str) -> bytes:
-        return self._world.addresses.server(side, client, wanted)
+        address = self._world.addresses.server(side, client, wanted)
+        self._world.visit(address, self)
+        return address
 
     def serve(self, side: Side, address: bytes, port: int, proto: int) -> None:
         self._world.servers[side].serve(address, port, proto)

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import random
 import struct
+from functools import cache
 
 from gfwemu.conformance.hello import tls_records
 from gfwemu.conformance.initial import quic_datagrams
@@ -90,6 +91,7 @@ def _labels(labels: list[bytes]) -> bytes:
     return b"".join(bytes([len(label)]) + label for label in labels)
 
 
+@cache
 def random_bytes(spec: Random) -> bytes:
     """Bytes with the asked one-bits and printable ones.
 

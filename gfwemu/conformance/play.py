@@ -131,7 +131,7 @@ class Play:
             case int(port):
                 pass
         flow = FiveTuple(proto, client, port, server, spec.port)
-        if spec.server != "silent":
+        if spec.server not in ("silent", "hand"):
             self._stage.serve(side.opposite, server, spec.port, proto)
         channel = Channel(self._stage, flow, side, spec, self._rng.getrandbits(31))
         self._channels.append(channel)
@@ -143,7 +143,8 @@ class Play:
             channel.syn()
         if spec.handshake in ("blind", "none"):
             channel.handshake_done()
-            channel.ack = self._rng.getrandbits(31)
+            if spec.server != "hand":
+                channel.ack = self._rng.getrandbits(31)
             await self._stage.sleep(0.01)
         elif spec.handshake == "full":
             await self._await_answer(channel)
@@ -186,18 +187,23 @@ class Play:
         channel = self._channel
         channel.pump()
         data = build_payload(payload, stream=channel.is_tcp) if payload is not None else b""
-        packets = channel.send(data, step, _cuts(step, payload, data), advance=advance)
+        by_server = step.by == "server"
+        if by_server:
+            packets = channel.send_as_server(data, step)
+        else:
+            packets = channel.send(data, step, _cuts(step, payload, data), advance=advance)
         if advance:
             self._zero = self._stage.now
         for _ in range(step.times):
             for number, packet in enumerate(packets):
-                channel.emit(packet)
+                channel.emit(packet, by_server=by_server)
                 if step.every and number + 1 < len(packets):
                     await self._stage.sleep(step.every)
             if step.times > 1:
                 await self._stage.sleep(step.every or 0.001)
-        # In order at the censor: the next step may come out of another socket.
-        await self._stage.sleep(0.002)
+        # In order at the censor: what the two ends send must not overtake each other.
+        await self._stage.sleep(self._round_trip if by_server else 0.002)
+        channel.pump()
 
     async def _answer(self, payload: Payload | None) -> None:
         channel = self._channel

@@ -131,6 +131,8 @@ def _expectation(expect: Expect) -> str:
         parts.append("the server reads all" if expect.server_reads else "the server does not read all")
     if expect.connection is not None:
         parts.append(f"connection {expect.connection}")
+    if expect.probes is not None:
+        parts.append(f"{expect.probes} probes")
     if expect.real_answer is not None:
         parts.append(f"real answer {expect.real_answer}")
     if expect.exit is not None:

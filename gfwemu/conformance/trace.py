@@ -6,7 +6,7 @@ from collections import Counter
 from dataclasses import dataclass, field
 
 from gfwemu.model import Side
-from gfwemu.wire.packet import Malformed, Packet
+from gfwemu.wire.packet import Malformed, Packet, TcpFlags
 from gfwemu.wire.parse import parse_packet
 
 
@@ -40,9 +40,10 @@ def identity(packet: Packet) -> bytes:
 
 @dataclass(slots=True)
 class Trace:
-    """Everything that was seen, in the order of its coming."""
+    """Everything that was seen, in the order of its coming; `strangers`: what others exchanged with the servers."""
 
     packets: list[Seen] = field(default_factory=list)
+    strangers: list[Seen] = field(default_factory=list)
 
     def injected(self, at: Side, since: int = 0) -> list[Seen]:
         """What arrived at that end from packet number `since` on, and was never sent by the other."""
@@ -57,6 +58,12 @@ class Trace:
             elif number >= since and one.packet.proto in (6, 17):
                 found.append(one)
         return found
+
+    def probes(self) -> int:
+        """The connections that others opened to the servers."""
+        return len(
+            {one.packet.five_tuple for one in self.strangers if one.packet.flags & TcpFlags.SYN and not one.sent}
+        )
 
     def arrived(self, sent: Seen) -> bool:
         """Whether the packet reached the other end."""
