@@ -294,6 +294,12 @@ CASES: list[tuple[str, Script, TcpOptions, TcpOptions]] = [
     ("teardown sequence, right", insert(RST, b""), only(teardown={}), teardown("rst", sequence="exact")),
     # Resynchronisation.
     ("resync multiple_syn", another_syn_first, lock("multiple_syn", "server_synack"), NEUTRAL),
+    (
+        "resync, the ISN is forgotten",
+        another_syn_first,
+        only(resync={"multiple_syn": Resync(lock_on=("client_data",))}, seq_before_isn="ignore"),
+        only(seq_before_isn="ignore"),
+    ),
     ("resync multiple_syn, desynchronised", DESYNC, NEUTRAL, lock("multiple_syn", "client_data")),
     ("resync lock_on client_data", BARE, lock("multiple_syn", "client_data"), lock("multiple_syn", "client_ack")),
     ("resync lock_on server_synack", DESYNC, NEUTRAL, lock("multiple_syn", "server_synack")),
@@ -428,6 +434,9 @@ def test_a_syn_ack_of_the_client_turns_the_roles_round() -> None:
 
     assert caught(censor(only(create_on="syn")), reversed_roles)
     assert not caught(censor(only(create_on="both")), reversed_roles)
+    by_packet = rule("alert", {"direction": "to_server", "payload.length": len(HELLO)})
+    assert caught(ruleset(by_packet, tcp=only(create_on="syn")), reversed_roles)
+    assert not caught(ruleset(by_packet, tcp=only(create_on="both")), reversed_roles)
 
 
 def test_rules_on_payload_wait_for_the_handshake_and_rules_on_addresses_do_not() -> None:
