@@ -44,11 +44,13 @@ class Judge:
         self._real_seconds = real_seconds
         self._residuals = ResidualTable(rules.options.flows.residual_limit)
         self._generation = 0
+        self._prospects = Prospects(())
         self.load(rules)
 
     def load(self, rules: RuleSet) -> None:
         self._rules = rules
         self._generation += 1
+        self._prospects.retire()
         self._prospects = Prospects(rules.rules)
         self._inspector = Inspector(rules, self._rng)
         self._dice = Dice(self._rng, rules.seed)

@@ -65,6 +65,11 @@ class Prospects:
         asked = ((bit, one.message_conditions) for bit, one in numbered if one.by_message)
         self._of_message = _indexes(asked, self._all)
 
+    def retire(self) -> None:
+        """Other rules are in force. Idle flows keep their sets of these, and must not keep large lists with them."""
+        for pending in self._sets.values():
+            pending.candidates = pending.eager = pending.limited = ()
+
     def opening(self, facts: FlowFacts) -> Pending:
         """Those that what is known when a flow opens does not rule out for good."""
         bits = self._on_transport(facts.key.proto)
