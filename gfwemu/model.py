@@ -38,6 +38,9 @@ class Direction(Enum):
     TO_SERVER = "to_server"
     TO_CLIENT = "to_client"
 
+    __hash__ = object.__hash__
+    """Members are single objects; Enum's own hash of the name costs a call for each packet."""
+
     @property
     def opposite(self) -> Direction:
         return Direction.TO_CLIENT if self is Direction.TO_SERVER else Direction.TO_SERVER

@@ -187,8 +187,9 @@ def _need(what: str, wanted: int, left: int) -> None:
 
 def _vector(data: bytes, start: int, end: int, prefix: int, what: str) -> tuple[int, int]:
     """First byte and end of the field behind its length of `prefix` bytes. `what`: the thing that ends at `end`."""
-    _need(what, prefix, end - start)
     first = start + prefix
+    if first > end:
+        _need(what, prefix, end - start)
     stop = first + int.from_bytes(data[start:first], "big")
     if stop > end:
         _need(what, stop - start, end - start)

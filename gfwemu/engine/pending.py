@@ -55,7 +55,9 @@ class Prospects:
         self._all = _union(bit for bit, _ in numbered)
         self._by_message = _union(bit for bit, one in numbered if one.by_message)
         self._at_opening = _union(bit for bit, one in numbered if not one.lasts)
-        self._watched = tuple(entry for entry in numbered if entry[1].limits or entry[1].message_conditions)
+        self._watched = tuple(
+            (bit, one) for bit, one in numbered if one.limits or (one.message_conditions and not one.by_message)
+        )
         self._transports = tuple((bit, one.transports) for bit, one in numbered if one.transports)
         self._carried: dict[int, int] = {}
         self._named: dict[str, int] = {}

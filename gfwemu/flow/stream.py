@@ -10,6 +10,9 @@ Overlap = Literal["first", "last", "left_equal_last"]
 _MODULUS = 1 << 32
 _HALF = 1 << 31
 
+_NOTHING: list[tuple[int, bytes]] = []
+"""What waits in the streams of most flows: one list for all, to which nothing is ever added."""
+
 
 def seq_delta(later: int, earlier: int) -> int:
     """How far `later` lies ahead of `earlier` in sequence space, negative where behind (RFC 9293 section 3.4)."""
@@ -35,7 +38,7 @@ class Stream:
         self.delivered = 0
         self._overlap = overlap
         self._buffer = buffer
-        self._waiting: list[tuple[int, bytes]] = []
+        self._waiting = _NOTHING
         self._held = 0
 
     @property
@@ -81,6 +84,8 @@ class Stream:
             if self._overlap == "left_equal_last":
                 self._cede(offset, offset + len(data))
             pieces = self._gaps(offset, data)
+        if not self._waiting:
+            self._waiting = []
         for piece in pieces:
             insort(self._waiting, piece)
             self._held += len(piece[1])

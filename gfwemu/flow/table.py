@@ -48,7 +48,7 @@ class FlowTable:
         self.sweep_at = 0.0
 
     def __len__(self) -> int:
-        return sum(len(flows) for flows in self._by_state.values())
+        return len(self._by_tuple)
 
     def __iter__(self) -> Iterator[Flow]:
         for flows in self._by_state.values():

@@ -49,7 +49,7 @@ class Tcb:
         self._seen = 0
         self._isn: int | None = None
         self._lock_on: tuple[LockOn, ...] = ()
-        self._stamps: dict[Direction, int] = {}
+        self._stamps: dict[Direction, int] | None = None
         self._hole_ends: float | None = None
         self.established = False
         self.torn_down = False
@@ -157,6 +157,8 @@ class Tcb:
             return False
         if options.old_timestamp < 1.0 and packet.tcp_options:
             stamp = timestamp_value(packet.tcp_options)
+            if self._stamps is None:
+                self._stamps = {}
             latest = self._stamps.get(direction)
             if stamp is not None:
                 if latest is not None and seq_delta(stamp, latest) < 0:
