@@ -377,7 +377,10 @@ def _rest(plan: KernelPlan) -> Iterator[str]:
         for one in plan.unseen:
             if one.ports:
                 ports = _port_list(one.ports)
-                yield f"meta l4proto {one.transport} th sport != {{ {ports} }} th dport != {{ {ports} }} accept"
+                # Not as one rule of two inequalities: of single ports, nft 1.0.6 makes one inequality of the pair.
+                for end in ("sport", "dport"):
+                    yield f"meta l4proto {one.transport} th {end} {{ {ports} }} goto to_queue"
+                yield f"meta l4proto {one.transport} accept"
             elif one.transport == OTHER:
                 yield f"meta l4proto != {_UNKNOWN_HEADERS} accept"
             else:
