@@ -1,0 +1,161 @@
+"""The bulk queue: which packets come there, what they count as, and how a flow leaves it again."""
+
+from __future__ import annotations
+
+import json
+import os
+import subprocess
+import sys
+import threading
+from pathlib import Path
+
+from kernel_net import CLIENT4, INSIDE, OUTSIDE, SERVER4, SmallNet, in_namespaces, run
+from stub_daemon import StubDaemon
+
+from gfwemu.cli import daemon as _imported_for_all_forks
+from gfwemu.engine.commands import Command, SetVerdict
+from gfwemu.engine.events import PacketArrived
+from gfwemu.kernel.queue import bulk_queue
+from gfwemu.model import Verdict
+from gfwemu.wire.packet import Packet
+from gfwemu.wire.parse import parse_packet
+
+assert _imported_for_all_forks
+
+BYTES = 30_000_000
+MSS = 1448
+
+
+def _offloads_on(net: SmallNet) -> None:
+    """As network cards have it: what is sent is split at the very end, if at all."""
+    for node in ("client", "server"):
+        with net.on(node):
+            run("ethtool -K eth0 tx on tso on gso on gro on >/dev/null")
+    for port in (INSIDE, OUTSIDE):
+        run(f"ethtool -K {port} tx on tso on gso on gro on >/dev/null")
+
+
+def _download(net: SmallNet, size: int) -> int:
+    """How many bytes of `size` reach the client."""
+    listener, client = net.listen(), net.tcp(timeout=2)
+
+    def serve() -> None:
+        connection, _ = listener.accept()
+        connection.settimeout(10)
+        try:
+            connection.recv(100)
+            connection.sendall(bytes(size))
+        except OSError:
+            return
+        finally:
+            connection.close()
+
+    server = threading.Thread(target=serve)
+    server.start()
+    got = 0
+    try:
+        client.connect((SERVER4, 80))
+        client.send(b"GET")
+        while data := client.recv(1 << 20):
+            got += len(data)
+    except TimeoutError:
+        pass
+    finally:
+        client.close()
+        server.join()
+        listener.close()
+    return got
+
+
+def _queued(number: int) -> int:
+    """Packets that this queue had so far."""
+    rows = [line.split() for line in run("cat /proc/net/netfilter/nfnetlink_queue").splitlines()]
+    return next(int(row[7]) for row in rows if int(row[0]) == number)
+
+
+@in_namespaces
+def test_bulk_packets_come_unsplit_and_cut_with_their_true_length(net: SmallNet) -> None:
+    _offloads_on(net)
+
+    def answer(event: PacketArrived) -> list[Command]:
+        packet = parse_packet(event.data)
+        assert isinstance(packet, Packet)
+        os.write(log, f"{event.length} {len(event.data)} {packet.seq} {packet.payload[:1].hex()}\n".encode())
+        return [SetVerdict(event.packet_id, Verdict.ACCEPT, bulk=True)]
+
+    log = os.memfd_create("lengths")
+    daemon = StubDaemon(answer)
+    assert _download(net, 2_000_000) == 2_000_000
+    assert _queued(bulk_queue(0)) > 10
+    daemon.stop()
+    lines = os.pread(log, 1 << 20, 0).decode().splitlines()
+    lengths = [(int(line.split()[0]), int(line.split()[1])) for line in lines]
+    assert max(length for length, _ in lengths) > 20_000
+    assert all(seen == min(length, 256) for length, seen in lengths if length > 1500)
+    assert sum(length for length, _ in lengths) > 2_000_000
+
+
+@in_namespaces
+def test_a_verdict_without_bulk_brings_the_flow_back_to_the_queue(net: SmallNet) -> None:
+    seen: list[int] = []
+
+    def answer(event: PacketArrived) -> list[Command]:
+        seen.append(event.packet_id)
+        return [SetVerdict(event.packet_id, Verdict.ACCEPT, bulk=len(seen) != 4)]
+
+    daemon = StubDaemon(answer)
+    server, client = net.udp("server", port=9000), net.udp("client")
+    for number in range(1, 7):
+        client.sendto(b"%d" % number, (SERVER4, 9000))
+        assert server.recv(100) == b"%d" % number
+    # The first came to the queue, as the fifth did after the fourth's verdict.
+    assert (_queued(0), _queued(bulk_queue(0))) == (2, 4)
+    daemon.stop()
+
+
+def _censored_download(net: SmallNet, limits: str, size: int = BYTES) -> tuple[int, dict[str, int], tuple[int, int]]:
+    """Bytes that arrived, the flow's record, and packets of the queue and of its bulk queue."""
+    run("mount -t tmpfs tmpfs /tmp")
+    rule = f"{{name: quota, match: {{port.server: 80}}, action: freeze, with: {{{limits}}}}}"
+    Path("/tmp/rules.yaml").write_text(f"version: 1\nrules:\n  - {rule}\n")
+    ready, writer = os.pipe()
+    command = [sys.executable, "-m", "gfwemu", "daemon", "-c", "/tmp/rules.yaml", "--eve", "/tmp/eve.json"]
+    command += ["--inside", INSIDE, "--outside", OUTSIDE, "--ready-fd", str(writer)]
+    process = subprocess.Popen(command, pass_fds=[writer])
+    os.close(writer)
+    assert os.read(ready, 1) == b"\n"
+    got = _download(net, size)
+    queued = _queued(0), _queued(bulk_queue(0))
+    process.terminate()
+    assert process.wait(20) == 0
+    events = [json.loads(line) for line in Path("/tmp/eve.json").read_text().splitlines()]
+    (flow,) = (event["flow"] for event in events if event["event_type"] == "flow" and event["src_ip"] == CLIENT4)
+    return got, flow, queued
+
+
+@in_namespaces
+def test_a_flow_far_from_its_quota_is_counted_as_on_the_wire_though_it_comes_unsplit(net: SmallNet) -> None:
+    _offloads_on(net)
+    got, flow, queued = _censored_download(net, "bytes: 10000MB")
+    assert got == BYTES
+    assert queued[1] > queued[0]
+    segments = BYTES / MSS
+    assert queued[1] < segments / 2
+    assert abs(flow["pkts_toclient"] - segments) < 0.02 * segments
+    assert abs(flow["bytes_toclient"] - (BYTES + 52 * segments)) < 0.002 * BYTES
+
+
+@in_namespaces
+def test_the_quota_is_met_by_the_packet_though_most_of_the_flow_came_unsplit(net: SmallNet) -> None:
+    _offloads_on(net)
+    got, _, queued = _censored_download(net, "bytes: 20MB, counting: to_client, payload_only: true")
+    assert queued[1] > 100
+    assert 20_000_000 - MSS <= got <= 20_000_000
+
+
+@in_namespaces
+def test_a_flow_near_its_quota_never_comes_unsplit(net: SmallNet) -> None:
+    _offloads_on(net)
+    got, _, queued = _censored_download(net, "bytes: 16KB, counting: to_client, payload_only: true", 100_000)
+    assert queued[1] == 0
+    assert 16_000 - MSS <= got <= 16_000
