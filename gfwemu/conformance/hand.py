@@ -83,7 +83,7 @@ class Channel:
 
     def send_as_server(self, data: bytes, step: Step) -> list[bytes]:
         """One packet of a server that the script plays. Its numbers are right, but for what the step changes."""
-        flags = step.flags or step.packet or ""
+        flags = step.packet or ""
         seq = self._server_isn + ("S" not in flags) + step.seq
         ack = self.seq + (_WRONG_ACK if step.ack == "wrong" else 0 if isinstance(step.ack, str) else step.ack)
         packet = build_tcp(
@@ -113,7 +113,7 @@ class Channel:
         ttl = self._ttl(step.ttl)
         if not self.is_tcp:
             return build_udp(self.flow, data, ttl=ttl, checksum=0xBAD1 if step.checksum == "bad" else None)
-        flags = step.flags if step.flags is not None else step.packet or ("PA" if data else "A")
+        flags = next((one for one in (step.flags, step.packet) if one is not None), "PA" if data else "A")
         ack = self.ack
         if step.ack == "wrong":
             ack += _WRONG_ACK

@@ -22,6 +22,7 @@ SETTLE = 0.4
 PATIENCE = 2.0
 """Seconds until what has not come is taken for missing. Waiting longer than SETTLE only helps a busy machine."""
 _POLL = 0.02
+_SLOWER = 1.4
 _HANDSHAKE = 1.0
 _LATE = 0.02
 _HARMLESS = b"\x00harmless\x00"
@@ -167,9 +168,10 @@ class Play:
 
     async def _await_answer(self, channel: Channel) -> None:
         """Until the SYN/ACK, a reset, or, where the SYN got lost, a second."""
-        start = self._stage.now
+        start, pause = self._stage.now, _POLL
         while not channel.outcome:
-            await self._stage.sleep(_POLL)
+            await self._stage.sleep(pause)
+            pause *= _SLOWER
             channel.pump()
             waited = self._stage.now - start
             lost = not any(
@@ -271,9 +273,10 @@ class Play:
         if channel.outcome != "reset":
             for packet in channel.send(data, Step.model_validate({"send": {"text": ""}}), (), advance=True):
                 channel.emit(packet)
-        start, back = self._stage.now, channel.flow.reversed()
+        start, back, pause = self._stage.now, channel.flow.reversed(), _POLL
         while True:
-            await self._stage.sleep(_POLL)
+            await self._stage.sleep(pause)
+            pause *= _SLOWER
             channel.pump()
             mine = [one for one in self._stage.trace.injected(channel.side, mark) if one.packet.five_tuple == back]
             if mine:

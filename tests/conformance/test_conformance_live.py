@@ -2,7 +2,11 @@
 
 from __future__ import annotations
 
+import json
+from pathlib import Path
+
 import pytest
+from insertion_packets import IGNORED, SHAPES
 
 from gfwemu.conformance.cases import choose, load_cases
 from gfwemu.conformance.live import play_live
@@ -33,3 +37,18 @@ def test_cases_notice_in_a_lab_that_their_rules_are_gone() -> None:
     with load_without(find_profile(PROFILE), rules) as reduced:
         results = play_live(reduced.path, cases, time_scale=10, jobs=24, on_result=lambda _: None)
     assert {one.case.id: one.verdict for one in results} == dict.fromkeys(SAMPLE, FAIL)
+
+
+def test_linux_reads_what_the_model_server_reads(tmp_path: Path) -> None:
+    scripts = [([{"connect": 443}, packet, {"send": "a request"}], reads) for packet, reads in IGNORED]
+    scripts += [([{"connect": 443}, {"send": "a request in many pieces", **shape}], True) for shape in SHAPES]
+    common = {"behaviour": "b", "cite": "c", "evidence": "found", "must_not": True}
+    cases = [
+        {"id": f"c{number}", "steps": steps, "expect": {"server_reads": reads, "at_client": 0}, **common}
+        for number, (steps, reads) in enumerate(scripts)
+    ]
+    path = tmp_path / "cases.yaml"
+    path.write_text(json.dumps({"version": 1, "mechanism": "m", "profiles": ["p"], "cases": cases}))
+    loaded = load_cases("p", [path])
+    results = play_live(find_profile("open"), loaded, time_scale=1, jobs=24, on_result=lambda _: None)
+    assert [(one.case.id, one.wrong) for one in results if one.verdict != PASS] == []
