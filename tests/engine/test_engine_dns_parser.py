@@ -9,7 +9,10 @@ import struct
 from pathlib import Path
 
 import pytest
+from aioquic.quic.configuration import QuicConfiguration
+from aioquic.quic.connection import QuicConnection
 
+from gfwemu.model import Verdict
 from gfwemu.rules.compiled import RuleSet
 from gfwemu.rules.load import load_rules
 from gfwemu.testing.playbook import Playbook, UdpTalk
@@ -123,3 +126,20 @@ def test_another_reading_of_the_same(tmp_path: Path) -> None:
     unread = {"a dot inside a label", "a NUL inside a label", "any counts", "any opcode"}
     unread.add("a label longer than the datagram")
     assert {name for name, datagram in TRIGGERS.items() if not answers(by_the_rfc, datagram)} == unread
+
+
+def test_in_a_box_of_its_own_it_leaves_other_protocols_alone(tmp_path: Path) -> None:
+    boxed = TEXT.replace(" CLASS", "").replace("engine:\n  dns:", "boxes:\n  dns:\n    dns:")
+    boxed = boxed.replace("    action: poison\n", "    box: dns\n    action: poison\n")
+    quic = "  - {name: quic, match: {quic.version: [1, 2]}, action: drop}\n"
+    connection = QuicConnection(configuration=QuicConfiguration(server_name="www.example", alpn_protocols=["h3"]))
+    connection.connect(("203.0.113.80", 443), now=0.0)
+    initial = connection.datagrams_to_send(now=0.0)[0][0]
+    dropped = {}
+    for name, text in (("boxed", boxed), ("together", TEXT.replace(" CLASS", ""))):
+        path = tmp_path / f"{name}.yaml"
+        path.write_text(text + quic)
+        book = load_rules([path])
+        assert len(answers(book, TRIGGERS["a dot inside a label"])) == 1
+        dropped[name] = Playbook(book).packet(UdpTalk(port=443).to_server(initial)).verdict is Verdict.DROP
+    assert dropped == {"boxed": True, "together": False}, "together, the lenient reader takes QUIC for DNS"
