@@ -99,9 +99,9 @@ class Replay:
         self._on_error = on_error
         self._engine = engine
         self._sink = sink
+        self._takes_packets = sink.takes_packets
         self._now = 0.0
         self._wish: float | None = None
-        self._current: _Packet | None = None
         self._waiting: dict[int, _Packet] = {}
         self._sides: dict[bytes, Side] = {}
 
@@ -119,37 +119,41 @@ class Replay:
         self._finish()
 
     def _frame(self, frame: Frame, name: str) -> None:
+        number, offset, time, link_type, data, original_length, interface, application = frame
         totals = self.totals
         totals.frames += 1
-        if frame.link_type not in LINK_TYPES:
+        if link_type not in LINK_TYPES:
             known = ", ".join(sorted({text for text, _ in LINK_TYPES.values()}))
-            raise CaptureError(name, frame.offset, f"link type {frame.link_type} is not supported (these are: {known})")
+            raise CaptureError(name, offset, f"link type {link_type} is not supported (these are: {known})")
         came_from: Side | None = None
-        if frame.application and frame.application.startswith(_OWN_CAPTURES):
-            if frame.interface == _OWN_FORGERIES:
+        if application and application.startswith(_OWN_CAPTURES):
+            if interface == _OWN_FORGERIES:
                 totals.own_forgeries += 1
                 return
-            came_from = _OWN_SIDES.get(frame.interface)
+            came_from = _OWN_SIDES.get(interface)
         packet = ip_packet(frame)
         if packet is None:
             totals.other += 1
             return
         totals.packets += 1
-        if len(frame.data) < frame.original_length:
+        if len(data) < original_length:
             totals.cut += 1
-        if frame.time < self._now:
+        if time < self._now:
             totals.backwards += 1
-        until = max(frame.time, self._now)
-        if self._wish is not None and self._wish <= until:
-            self._advance(until)
-        self._now = until
+            time = self._now
+        if self._wish is not None and self._wish <= time:
+            self._advance(time)
+        self._now = time
         if came_from is None and self._inside:
             came_from = self._side_of(packet)
-        self._current = (frame, packet, came_from)
-        self._handle(PacketArrived(frame.number, packet, self._now, came_from), frame.number)
-        if self._current is not None:
-            # It waits for its verdict.
-            self._waiting[frame.number] = self._current
+        commands = self._decide(PacketArrived(number, packet, time, came_from), number)
+        if len(commands) == 1 and not self._takes_packets:
+            # Nearly always: the packet has its verdict, and that is all.
+            (command,) = commands
+            if isinstance(command, SetVerdict) and command.packet_id == number:
+                return
+        self._waiting[number] = (frame, packet, came_from)
+        self._perform(commands)
 
     def _side_of(self, packet: bytes) -> Side | None:
         source = packet[12:16] if packet[0] >> 4 == 4 else packet[8:24]
@@ -171,33 +175,33 @@ class Replay:
             wish = max(self._wish, self._now)
             fired = fired + 1 if wish == self._now else 0
             self._now, self._wish = wish, None
-            self._handle(TimerFired(self._now))
+            self._perform(self._decide(TimerFired(self._now)))
         self._now = until
 
     def _finish(self) -> None:
         if not self.totals.packets:
             return
         self._advance(self._now + DRAIN_SECONDS)
-        self._handle(Stopping(self._now))
+        self._perform(self._decide(Stopping(self._now)))
         self.totals.undecided = len(self._waiting)
 
-    def _handle(self, event: Event, arrived: int | None = None) -> None:
+    def _decide(self, event: Event, arrived: int | None = None) -> list[Command]:
         """arrived: the number of the packet that the event is about."""
         try:
-            commands = self._engine.handle(event)
+            return self._engine.handle(event)
         except Exception as error:
             # An engine's bug must not end the run; the log names it, and the packet fares as the rules say.
             fault = EngineFault(self._now, f"{type(error).__name__}: {error}")
-            commands = [Report(fault)]
+            commands: list[Command] = [Report(fault)]
             if arrived is not None:
                 commands.append(SetVerdict(arrived, self._on_error, reason="an engine fault"))
+            return commands
+
+    def _perform(self, commands: Iterable[Command]) -> None:
         for command in commands:
             if isinstance(command, SetVerdict):
-                if command.packet_id == arrived:
-                    waiting, self._current = self._current, None
-                else:
-                    waiting = self._waiting.pop(command.packet_id, None)
-                if waiting is not None and self._sink.takes_packets:
+                waiting = self._waiting.pop(command.packet_id, None)
+                if waiting is not None and self._takes_packets:
                     self._sink.decided(Decided(*waiting, command, self._now))
             elif isinstance(command, SetTimer):
                 self._wish = command.at
