@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import contextlib
 import dataclasses
+import gc
 import io
 import ipaddress
 import json
@@ -37,6 +38,8 @@ from gfwemu.rules.load import load_rules
 
 _PATIENCE_SECONDS = 2.0
 _FRAMES_BETWEEN_LOOKS = 256
+_YOUNG_OBJECTS = 50_000
+"""New objects before the garbage collector looks at them."""
 
 
 @click.command(
@@ -108,6 +111,9 @@ def replay(
             io.TextIOWrapper(files.enter_context(_created(eve)), encoding="utf-8", newline="") if eve else None,
             files.enter_context(_created(pcap)) if pcap else None,
         )
+        # Flows end by themselves; lists of names would cost each look of the collector dearly.
+        gc.freeze()
+        gc.set_threshold(_YOUNG_OBJECTS)
         engine = open_engine(rules, time_scale=time_scale, start_time=start_time, seed=seed, offload=False)
         run = Replay(engine, sink, inside=rules.inside, on_error=Verdict(rules.on_error))
         damage: CaptureError | None = None
