@@ -15,7 +15,7 @@ from typing import Any
 from benchmarks import workload
 from benchmarks.censor import Censor, MeasureError, censoring
 from gfwemu.netlab.lab import Lab
-from gfwemu.netlab.topology import load_topology
+from gfwemu.netlab.topology import Topology, load_topology
 
 TRAFFIC = Path(__file__).resolve().parent / "traffic"
 _LAST_WORDS = 30.0
@@ -173,26 +173,26 @@ class Bench:
         self.measuring = ""
 
     @contextlib.contextmanager
-    def plain(self) -> Iterator[Stage]:
-        """The chain without a censor."""
-        with Lab(load_topology("bare")) as lab:
+    def plain(self, *, offloads: bool = False) -> Iterator[Stage]:
+        """The chain without a censor. offloads: its links carry packets unsplit, as network cards with offloads do."""
+        with Lab(_chain(offloads)) as lab:
             yield Stage(lab)
 
     @contextlib.contextmanager
-    def censored(self, rules: Path | None = None) -> Iterator[Stage]:
+    def censored(self, rules: Path | None = None, *, offloads: bool = False) -> Iterator[Stage]:
         """The chain with a censor, by default with the big profile."""
         profile = self.profiles / f"{self.measuring}.prof" if self.profiles is not None else None
         with (
             tempfile.TemporaryDirectory(dir=self.directory) as folder,
-            Lab(load_topology("bare")) as lab,
+            Lab(_chain(offloads)) as lab,
             censoring(lab, rules or self.profile(), Path(folder), profile) as censor,
         ):
             yield Stage(lab, censor)
 
     @contextlib.contextmanager
-    def both(self) -> Iterator[tuple[Stage, Stage]]:
+    def both(self, *, offloads: bool = False) -> Iterator[tuple[Stage, Stage]]:
         """The chain without a censor, and with one that has the big profile. The idle one costs nothing."""
-        with self.plain() as plain, self.censored() as censored:
+        with self.plain(offloads=offloads) as plain, self.censored(offloads=offloads) as censored:
             yield plain, censored
 
     def profile(self) -> Path:
@@ -217,6 +217,10 @@ class Bench:
         if not path.exists():
             make(path)
         return path
+
+
+def _chain(offloads: bool) -> Topology:
+    return load_topology("bare").model_copy(update={"offloads": offloads})
 
 
 def _command(script: str, arguments: Sequence[object]) -> list[str]:
