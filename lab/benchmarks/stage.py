@@ -42,7 +42,7 @@ QUICK = Scale(3, 1, 10_000, 2_000, 50_000, 10_000, 5_000, 150, 20_000)
 
 @dataclass(frozen=True, slots=True)
 class Work:
-    """The censor's work so far: packets that were queued, CPU seconds of its daemon."""
+    """The censor's work so far: queued packets that have their verdict, CPU seconds of its daemon."""
 
     queued: int
     cpu: float
@@ -146,7 +146,8 @@ class Stage:
     def work(self) -> Work:
         """Of the censor so far; there must be one."""
         assert self.censor is not None
-        return Work(self.queues().queued, self.censor.cpu())
+        queues = self.queues()
+        return Work(queues.queued - queues.waiting, self.censor.cpu())
 
     def queues(self) -> Queues:
         """All of the censor's queues together, so far."""

@@ -29,7 +29,6 @@ def measure(bench: Bench) -> list[Figure]:
             start = censored.work()
             spent = flood(censored, seconds)
             end = censored.work()
-            # The packets that wait in the queue at the end are counted, too: a few thousand at most.
             rounds.add(queued=end.since(start).queued / spent)
     plain_figure = Figure(
         "packets-plain", f"UDP packets of {_SIZE} bytes, plain forwarding", "/s", rounds["plain"], note="the generator"
