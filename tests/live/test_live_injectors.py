@@ -2,13 +2,11 @@
 
 from __future__ import annotations
 
-import time
-
 import pytest
 from dnslib import DNSHeader, DNSQuestion, DNSRecord
 from live_kit import Client
 from live_nodes import Node, Seen, packed
-from live_tls import Hello, outcome, read_until
+from live_tls import Hello, outcome
 
 from gfwemu.netlab.internet.plan import Site
 
@@ -63,7 +61,6 @@ rules:
       syn: forged_synack
       action: reset
       injectors: [{{flags: R, window: 1000}}, {{flags: RA, window: 1001}}]
-  - {{name: all-clients, match: {{tls.sni: all.example}}, action: drop, residual: {{key: server, seconds: 6}}}}
   - name: racing
     match: {{http.host: racing.example}}
     action: redirect
@@ -72,7 +69,7 @@ rules:
       location: http://www.allowed.example/
       injectors: [{{flags: PAF, ttl: 251, ip_id: 0x4c57, towards: client}}]
 """
-NAMES = ("handshake", "wrong", "all", "racing")
+NAMES = ("handshake", "wrong", "racing")
 SITES = [
     Site(names=(f"{name}.example",), v4=(f"203.0.113.{number}",), v6=(f"2001:db8:f::{number}",))
     for number, name in enumerate(NAMES, 101)
@@ -199,30 +196,6 @@ def test_in_the_residual_time_a_syn_meets_a_wrong_syn_ack(client: Client, client
             return {s.packet.flags for s in sniffer.segments(sport=443, sent=False)}
 
         assert sniffer.wait(lambda: kinds() >= {0x04, 0x14})
-
-
-@VERSIONS
-def test_a_server_is_lost_for_every_client_open_connections_included(
-    client: Client, client_node: Node, version: int
-) -> None:
-    """Those of another client had been left to the kernel."""
-    address, other = address_of("all", version), "192.0.2.11" if version == 4 else "2001:db8:1::11"
-    request, answer = b"GET / HTTP/1.1\r\nHost: all.example\r\n\r\n", b"hello from all.example over http/1.1\n"
-    with client_node.connect(address, 80, source=other) as bystander:
-        for _ in range(3):
-            bystander.sendall(request)
-            read_until(bystander, answer)
-        with client_node.connect(address, 443) as tcp:
-            tcp.sendall(Hello(client.lab, "all.example").record)
-            client.wait_for_hit("all-clients")
-            began = time.monotonic()
-            bystander.settimeout(0.5)
-            bystander.sendall(request)
-            assert outcome(lambda: bystander.recv(4096)) == "timeout"
-            assert outcome(lambda: client_node.connect(address, 80, source=other, timeout=0.5)) == "timeout"
-        bystander.settimeout(15)
-        read_until(bystander, answer)
-        assert 5.0 < time.monotonic() - began < 15
 
 
 def test_a_redirect_races_the_page(client_node: Node) -> None:

@@ -30,6 +30,8 @@ KINDS = {
     "to-server": "{key: 3tuple, seconds: 100, action: drop, direction: to_server}",
     "to-client": "{key: 3tuple, seconds: 100, action: drop, direction: to_client}",
     "whole": "{key: 2tuple, seconds: 20, action: reset}",
+    "server": "{key: server, seconds: 20, action: drop}",
+    "server-port": "{key: server_port, seconds: 20, action: drop}",
 }
 RULES = "version: 1\ndefaults: {seed: 11}\nrules:\n" + "".join(
     f"  - {{name: {name}, match: {{tls.sni: {name}.example}}, action: reset, residual: {residual}}}\n"
@@ -173,6 +175,30 @@ def test_an_open_connection_falls_under_the_block_and_comes_out_again(
         assert outcome(lambda: tcp.recv(4096)) == "timeout"
         tcp.settimeout(10)
         read_until(tcp, b"hello from two.example over http/1.1\n")
+
+
+@FAMILIES
+@pytest.mark.parametrize("name", ["server", "server-port"])
+def test_a_server_is_lost_for_every_client_open_connections_included(
+    client: Client, client_node: Node, version: int, name: str
+) -> None:
+    """That of another client had been decided, and left to the kernel, before."""
+    port = 80 if name == "server" else 443
+    address, other = address_of(name, version), second(version)
+    with client_node.connect(address, port, source=other) as bystander:
+        # No TLS, whatever the port: nothing is left to look for in this connection.
+        bystander.sendall(b"GET / HTTP/1.1\r\nHost: two.example\r\n\r\n")
+        client.dig("www.allowed.example")
+        trigger(client, client_node, name, version)
+        began = time.monotonic()
+        with client_node.sniffer() as sniffer:
+            bystander.sendall(b"GET / HTTP/1.1\r\nHost: two.example\r\n\r\n")
+            assert visit(client_node, address, port, source=other, patience=SILENCE) == "timeout"
+            assert visit(client_node, address, 22, source=other) == ("refused" if name == "server-port" else "timeout")
+            local = bystander.getsockname()[1]
+            assert [s for s in sniffer.segments(dport=local, sent=False) if not s.packet.flags & 2] == []
+            assert sniffer.wait(lambda: sniffer.segments(dport=local, sent=False), 10)
+        assert time.monotonic() - began > SECONDS - SILENCE
 
 
 @FAMILIES
