@@ -26,6 +26,7 @@ class Case:
 
     id: str
     mechanism: str
+    about: str
     behaviour: str
     cite: str
     evidence: str
@@ -132,6 +133,7 @@ def _fit(entry: CaseEntry, file: CaseFile, era: str, place: Place) -> Case:
     return Case(
         id=entry.id,
         mechanism=file.mechanism,
+        about=" ".join(file.about.split()),
         behaviour=" ".join((changes.behaviour or entry.behaviour).split()),
         cite=" ".join((changes.cite or entry.cite).split()),
         evidence=changes.evidence or entry.evidence,

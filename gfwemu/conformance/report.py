@@ -95,9 +95,15 @@ def _section(era: str, cases: Sequence[Case], results: Sequence[Result]) -> str:
     verdicts = {one.case.id: one for one in results}
     lines = [f"## {era}", ""]
     for mechanism, group in groupby(cases, key=lambda case: case.mechanism):
-        lines += [f"### {mechanism}", "", "| case | behaviour | source | evidence | expected | observed | |"]
+        mine = list(group)
+        lines += [
+            f"### {mechanism}",
+            "",
+            *([mine[0].about, ""] if mine[0].about else []),
+            "| case | behaviour | source | evidence | expected | observed | |",
+        ]
         lines.append("|---|---|---|---|---|---|---|")
-        for case in group:
+        for case in mine:
             one = verdicts.get(case.id)
             observed = "a program of the lab: live only" if one is None else one.observed
             verdict = "live" if one is None else f"gap: {case.gap}" if one.verdict == GAP else one.verdict

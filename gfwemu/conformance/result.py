@@ -148,12 +148,16 @@ def _forged(kind: Forged) -> str:
         shown = getattr(kind, name)
         if name == "delay":
             shown = f"{value[0] * 1000:g}-{value[1] * 1000:g} ms"
-        elif isinstance(shown, list):
+        elif name == "id":
+            shown = kind.id.in_hex if kind.id else ""
+        elif isinstance(shown, list | tuple):
             shown = "/".join(map(str, shown))
         told.append(f"{name} {shown}")
     if kind.dns is not None:
-        for name in kind.dns.model_fields_set:
+        for name in (one for one in type(kind.dns).model_fields if one in kind.dns.model_fields_set):
             shown = getattr(kind.dns, name)
+            if name == "flags":
+                shown = kind.dns.flags.in_hex if kind.dns.flags else ""
             told.append(f"DNS {name} {' '.join(shown) if isinstance(shown, list) else shown}")
     what = kind.flags or ("answer" if kind.dns else "packet")
     return f"{kind.count} x {what}" + (f" ({', '.join(told)})" if told else "")

@@ -33,6 +33,10 @@ class Range(BaseModel):
     def holds(self, number: int) -> bool:
         return self.low <= number <= self.high
 
+    @property
+    def in_hex(self) -> str:
+        return f"{self.low:#06x}" if self.low == self.high else f"{self.low:#06x}-{self.high:#06x}"
+
     def __str__(self) -> str:
         if self.high == self.low:
             return str(self.low)
