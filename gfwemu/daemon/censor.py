@@ -86,11 +86,8 @@ class Censor:
             ready, _, _ = select.select([queue_fd, fd], [], [], wait)
             if fd in ready:
                 called()
-            if queue_fd in ready or queue.backlog:
-                count = queue.read(_BATCH)
-                self._packets += count
-                if count < _BATCH:
-                    self.output(self._outputs.flush)
+            count = queue.read(_BATCH) if queue_fd in ready or queue.backlog else 0
+            self._packets += count
             now = clock()
             if now >= next_beat:
                 next_beat = now + interval
@@ -101,6 +98,8 @@ class Censor:
                 self._timer_at = None
                 self._perform(self._decide(TimerFired(now), None), now)
                 queue.flush()
+            if count < _BATCH:
+                self.output(self._outputs.flush)
 
     def stop(self) -> None:
         self._stop = True

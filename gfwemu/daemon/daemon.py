@@ -180,11 +180,10 @@ class Daemon:
                 self._woken()
             crew.attend(ready)
             self._advance_reload()
-            if not ready or clock() >= next_beat:
-                self._output(self._outputs.flush)
             if clock() >= next_beat:
                 next_beat = clock() + interval
                 self._beat(clock())
+                self._output(self._outputs.flush)
 
     def _beat(self, now: float) -> None:
         with suppress(GfwemuError, OSError):

@@ -405,3 +405,54 @@ def test_notify_without_a_service_manager_does_nothing(monkeypatch: pytest.Monke
     for address in ("", "relative", "/nonexistent/socket", "@nobody"):
         monkeypatch.setenv("NOTIFY_SOCKET", address)
         assert notify("READY=1") is None
+
+
+@in_namespaces
+def test_lost_packets_are_told_in_events_and_metrics(net: SmallNet) -> None:
+    rules = _rules_file(RULES + "  - {name: udp, match: {transport: udp, count.packets: '>1000000'}, action: drop}\n")
+    ready, writer = os.pipe()
+    process = subprocess.Popen(
+        _command(
+            *("-c", str(rules), "--inside", INSIDE, "--outside", OUTSIDE, "--ready-fd", str(writer)),
+            *("--eve", "/tmp/eve.json", "--metrics", "/tmp/metrics", "--queue-length", "1", "--fail-closed"),
+        ),
+        pass_fds=[writer],
+    )
+    os.close(writer)
+    assert os.read(ready, 1) == b"\n"
+    process.send_signal(signal.SIGSTOP)
+    client = net.udp("client")
+    # More than the queue holds, those included that the engine may hold.
+    sent = RuleSet(()).hold_packets + 1 + 500
+    for _ in range(sent):
+        client.sendto(b"x", ("198.51.100.200", 9000))
+    columns = [int(column) for column in run("grep '^ *0 ' /proc/net/netfilter/nfnetlink_queue").split()]
+    lost = columns[5] + columns[6]
+    assert lost >= 500
+    process.send_signal(signal.SIGCONT)
+    told = r'"kernel_drops":(\d+).*"queue_dropped":(\d+),"socket_dropped":(\d+)'
+    wait_until(lambda: re.search(told, Path("/tmp/eve.json").read_text()) is not None, "the stats event")
+    found = re.search(told, Path("/tmp/eve.json").read_text())
+    assert found
+    assert [int(count) for count in found.groups()] == [lost, columns[5], columns[6]]
+    metrics = Path("/tmp/metrics").read_text()
+    assert f"gfwemu_queue_dropped_total {columns[5]}.0" in metrics
+    assert f"gfwemu_socket_dropped_total {columns[6]}.0" in metrics
+    process.terminate()
+    assert process.wait(10) == 0
+
+
+@pytest.mark.slow
+@in_namespaces
+def test_a_thousand_reloads_leak_no_descriptor() -> None:
+    daemon = StubDaemon(accept)
+
+    def reload(number: int) -> int:
+        daemon.signal(signal.SIGHUP)
+        wait_until(lambda: daemon.notes().count("reloaded") >= number, "the reload")
+        return len(list(Path(f"/proc/{daemon.pid}/fd").iterdir()))
+
+    first = [reload(number) for number in range(1, 11)]
+    later = [reload(number) for number in range(11, 1001)]
+    assert max(later) <= max(first)
+    daemon.stop()
