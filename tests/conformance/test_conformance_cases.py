@@ -92,3 +92,13 @@ def test_what_must_not_be_touched_would_be_noticed(era: str, tmp_path: Path) -> 
     path.write_text(DEAF)
     cases = [case for case in load_cases(era) if case.must_not and case.replayed and not case.gap]
     assert not [one.case.id for one in replay_cases(load_rules([path]), cases) if one.verdict == PASS]
+
+
+def test_the_document_is_up_to_date() -> None:
+    """If not: gfwemu conformance --write docs/conformance.md."""
+    path = Path(__file__).resolve().parents[2] / "docs" / "conformance.md"
+    sections = {part.split("\n", 1)[0]: part for part in path.read_text().split("\n## ")}
+    missing = {
+        (era, case.id) for era in ERAS for case in load_cases(era) if f"\n| {case.id} |" not in sections.get(era, "")
+    }
+    assert not missing
