@@ -244,7 +244,7 @@ class Engine:
             isinstance(decision.terminal, FreezeFlow)
             and work.packet.proto == Transport.TCP
             and decision.terminal.is_far(work.flow)
-            and not (decision.modifiers or work.blocked or self._rules.options.tcp.verify_checksum)
+            and not (decision.modifiers or work.blocked or self._reads is not None)
         )
 
     def _inject(self, work: Work, commands: list[Command]) -> None:

@@ -49,7 +49,7 @@ class Inspector:
     def finished(self, flow: Flow) -> bool:
         """Whether no further message can come of the flow."""
         if flow.sessions is not None:
-            return not flow.sessions and not (self._may_return and flow.tcb is not None and flow.tcb.torn_down)
+            return not flow.sessions
         if not self.reads(flow.tuple.proto):
             return True
         return flow.tuple.proto == _TCP and flow.tcb is None

@@ -2,14 +2,13 @@
 
 from __future__ import annotations
 
-import math
 from collections.abc import Sequence
 
 from gfwemu.model import TRANSPORT_NAMES
 from gfwemu.rules.actions import Redirect
 from gfwemu.rules.compiled import CompiledRule, Condition, Matcher
 from gfwemu.rules.fields import dissector_transports
-from gfwemu.rules.matchers import Numbers
+from gfwemu.rules.needs import Ports, spans_of
 from gfwemu.wire.packet import Packet
 
 _OTHER = -1
@@ -48,7 +47,7 @@ class Reach:
             return True
         return any(one.match(packet.dst) is not None or one.match(packet.src) is not None for one in self._addresses)
 
-    def _add(self, transport: int, spans: list[tuple[int, int]] | None) -> None:
+    def _add(self, transport: int, spans: Ports | None) -> None:
         present = self._ports.setdefault(transport, bytearray(_PORTS))
         if spans is None or present is None:
             self._ports[transport] = None
@@ -80,21 +79,21 @@ def _transports(condition: Condition) -> frozenset[int]:
     return frozenset(dissector_transports().get(condition.field.partition(".")[0], _EVERY))
 
 
-def _ports_of(rule: CompiledRule) -> list[tuple[int, int]] | None:
-    """The ports of which one end must have one; None: any."""
+def _ports_of(rule: CompiledRule) -> Ports | None:
+    """The ports of which one end must have one; None: any. A residual block meets other ports of the client."""
+    fields = ("port.server", "port.client") if rule.residual is None else ("port.server",)
     for condition in rule.conditions:
-        if condition.field in ("port.server", "port.client") and not condition.negated:
-            if not isinstance(condition.matcher, Numbers):
-                continue
-            ends = ((math.floor(one.low), math.ceil(min(one.high, _PORTS))) for one in condition.matcher.intervals)
-            return [(max(low, 0), min(high, _PORTS - 1)) for low, high in ends]
+        if condition.field in fields and not condition.negated:
+            spans = spans_of(condition.matcher)
+            if spans is not None:
+                return spans
     return None
 
 
 def _address_of(rule: CompiledRule) -> Matcher | None:
     """The addresses of which one end must have one; None: any, as where replies come from another server."""
     blocks_others = rule.residual is not None and rule.residual.spans_clients
-    if isinstance(rule.action, Redirect) or _blocks_pairs(rule) or blocks_others:
+    if isinstance(rule.action, Redirect) or blocks_others:
         return None
     for condition in rule.conditions:
         if condition.field in _ENDS and not condition.negated:

@@ -48,15 +48,17 @@ def widened(censor: Engine | Series, rules: RuleSet) -> Engine | Series:
 class _Transit:
     """A packet on its way through the boxes.
 
-    offload: every box so far would let the kernel answer for the flow. queue_all: one of them must see all of its
-    packets. messages: the protocols of those that each box
-    read off the packet.
+    offload: every box so far would let the kernel answer for the flow; bulk: or asks for nothing but headers and sizes
+    of it; queue_all: one of them must see all of its packets. length: as of the event. messages: the protocols of
+    those that each box read off the packet.
     """
 
     came_from: Side | None
     data: bytes
     parsed: Packet | None
+    length: int
     offload: bool = True
+    bulk: bool = True
     queue_all: bool = False
     changed: bool = False
     held: bool = False
@@ -127,7 +129,7 @@ class Series:
             case PacketArrived():
                 self._arrival = event.packet_id
                 parsed = _whole(event.packet, event.data)
-                self._transits[event.packet_id] = _Transit(event.came_from, event.data, parsed)
+                self._transits[event.packet_id] = _Transit(event.came_from, event.data, parsed, event.length)
                 self._pass_on(event.packet_id, self._boxes)
             case RulesReplaced():
                 self._replace(event)
@@ -191,12 +193,13 @@ class Series:
         if transit is None:
             self._unsent.append(order)
             return
+        transit.bulk = transit.bulk and (order.bulk or order.offload)
         transit.offload = transit.offload and order.offload
         transit.queue_all = transit.queue_all or order.queue_all
         if order.reason:
             transit.reason = f"{transit.reason}; {order.reason}" if transit.reason else order.reason
         if order.data is not None:
-            transit.data, transit.changed = order.data, True
+            transit.data, transit.length, transit.changed = order.data, 0, True
             transit.parsed = _whole(None, order.data)
         if order.verdict is Verdict.ACCEPT:
             self._pass_on(order.packet_id, self._boxes[box.number + 1 :])
@@ -208,7 +211,8 @@ class Series:
         transit = self._transits[packet_id]
         for box in boxes:
             if transit.parsed is None or box.reach.concerns(transit.parsed):
-                event = PacketArrived(packet_id, transit.data, self._now, transit.came_from, transit.parsed)
+                parsed, side = transit.parsed, transit.came_from
+                event = PacketArrived(packet_id, transit.data, self._now, side, parsed, transit.length)
                 self._orders.appendleft((box, event, None))
                 return
         self._settle(packet_id, Verdict.ACCEPT)
@@ -217,7 +221,15 @@ class Series:
         transit = self._transits.pop(packet_id)
         data = transit.data if transit.changed and verdict is Verdict.ACCEPT else None
         self._unsent.append(
-            SetVerdict(packet_id, verdict, data, transit.offload, transit.reason, queue_all=transit.queue_all)
+            SetVerdict(
+                packet_id,
+                verdict,
+                data,
+                transit.offload,
+                transit.reason,
+                bulk=transit.bulk and not transit.offload,
+                queue_all=transit.queue_all,
+            )
         )
 
     def _report(self, box: _Box, record: Any, packet_id: int | None) -> None:

@@ -15,6 +15,7 @@ from test_engine_laws import SCRIPTS, SMALL, rules
 from gfwemu.engine.commands import Hold, SetVerdict
 from gfwemu.engine.engine import Engine
 from gfwemu.engine.events import PacketArrived
+from gfwemu.engine.reach import Reach
 from gfwemu.engine.records import FlowEnded, MessageSeen, RuleHit
 from gfwemu.engine.series import Series, open_engine
 from gfwemu.flow.options import TcpOptions
@@ -23,6 +24,8 @@ from gfwemu.rules.compiled import Box, CompiledRule, EngineOptions, RuleSet
 from gfwemu.rules.load import load_rules
 from gfwemu.rules.matchers import Numbers, parse_interval
 from gfwemu.testing.playbook import Playbook, Reaction, TcpTalk, UdpTalk
+from gfwemu.wire.packet import Packet
+from gfwemu.wire.parse import parse_packet
 
 BLOCKED = {"tls.sni": "www.blocked.example"}
 HELLO = client_hello("www.blocked.example")
@@ -92,6 +95,31 @@ def test_the_kernel_may_answer_once_every_box_would_let_it() -> None:
     own = book.packet(talk.to_server(b"x")).own
     assert own is not None
     assert (own.verdict, own.offload) == (Verdict.DROP, True)
+
+
+def test_only_headers_are_wanted_where_no_box_wants_more() -> None:
+    frozen = rule("freeze", {"port.server": 443}, bytes="10MB")
+    for other, bulk in ((rule("pass"), True), (rule("drop", BLOCKED), False)):
+        book, talk = Playbook(in_boxes(one=frozen, two=other)), TcpTalk()
+        for packet in (*talk.handshake(), *(talk.to_client() for _ in range(40))):
+            own = book.packet(packet).own
+        assert own is not None
+        assert (own.bulk, own.offload, own.queue_all) == (bulk, False, True)
+
+
+def test_the_length_of_a_packet_that_was_cut_reaches_every_box(monkeypatch: pytest.MonkeyPatch) -> None:
+    lengths: list[int] = []
+    handle = Engine.handle
+
+    def noted(engine: Engine, event: Any) -> Any:
+        if isinstance(event, PacketArrived):
+            lengths.append(event.length)
+        return handle(engine, event)
+
+    monkeypatch.setattr(Engine, "handle", noted)
+    engine = open_engine(in_boxes(one=rule("pass"), two=rule("pass")))
+    engine.handle(PacketArrived(1, UdpTalk().to_server(b"x"), 1.0, length=1500))
+    assert lengths == [1500, 1500]
 
 
 def test_a_packet_that_two_boxes_hold_is_held_once_and_waits_for_both() -> None:
@@ -219,6 +247,52 @@ def test_a_box_is_asked_only_about_packets_that_its_rules_can_concern(monkeypatc
         asked.clear()
         assert book.packet(data).verdict is Verdict.ACCEPT
         assert asked == expected
+
+
+def reach(action: str, match: dict[str, Any], **others: Any) -> Reach:
+    return Reach([rule(action, match, **others)])
+
+
+def whole(data: bytes) -> Packet:
+    packet = parse_packet(data)
+    assert isinstance(packet, Packet)
+    return packet
+
+
+@pytest.mark.parametrize(
+    ("key", "met"),
+    [
+        (None, [True, False, False, False]),
+        ("4tuple", [True, False, False, False]),
+        ("3tuple", [True, True, False, False]),
+        ("2tuple", [True, True, False, True]),
+        ("server_port", [True, True, True, False]),
+        ("server", [True, True, True, True]),
+    ],
+)
+def test_a_box_is_asked_about_all_that_its_residual_blocks_may_meet(key: str | None, met: list[bool]) -> None:
+    """More may be asked about than is met, never less."""
+    match = {
+        "ip.client": "192.0.2.10",
+        "port.client": Numbers((parse_interval("1"),)),
+        "port.server": Numbers((parse_interval("443"),)),
+        "transport": "tcp",
+    }
+    own = reach("drop", match, residual=None if key is None else {"key": key, "seconds": 9})
+    packets = [
+        TcpTalk(client_port=1).syn(),
+        TcpTalk(client_port=2).syn(),
+        TcpTalk("192.0.2.99", client_port=1).syn(),
+        UdpTalk(client_port=3).to_server(b"x"),
+    ]
+    assert all(own.concerns(whole(data)) or not wanted for data, wanted in zip(packets, met, strict=True))
+    assert own.concerns(whole(TcpTalk("192.0.2.99", client_port=8, port=80).syn())) is (key == "server")
+
+
+def test_replies_of_a_server_that_was_put_in_the_place_of_another_are_asked_about() -> None:
+    elsewhere = whole(TcpTalk(server="203.0.113.99").syn_ack())
+    assert reach("redirect", {"ip.server": "203.0.113.80"}, address=["203.0.113.99"]).concerns(elsewhere)
+    assert not reach("drop", {"ip.server": "203.0.113.80"}).concerns(elsewhere)
 
 
 def test_rules_may_move_into_boxes_and_out_while_the_censor_works() -> None:

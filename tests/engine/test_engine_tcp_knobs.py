@@ -97,6 +97,20 @@ def above_a_hole(size: int, pause: float = 0.0) -> Script:
     return script
 
 
+def two_holes(pause: float) -> Script:
+    """A hole that is filled at once, and after the pause another one."""
+
+    def script(wire: Wire) -> Iterator[Step]:
+        yield from wire.handshake()
+        yield wire.client(PSH | ACK, HELLO[10:20], ahead=10)
+        yield wire.client(PSH | ACK, HELLO[:10])
+        yield pause
+        yield wire.client(PSH | ACK, HELLO[30:], ahead=30)
+        yield wire.client(PSH | ACK, HELLO[20:30], ahead=20)
+
+    return script
+
+
 def cut_short(wire: Wire) -> Iterator[Step]:
     """Junk in a packet whose IP header promises more."""
     yield from wire.handshake()
@@ -224,6 +238,12 @@ CASES: list[tuple[str, Script, TcpOptions, TcpOptions]] = [
         only(buffer=1035, on_overflow="forget"),
         only(buffer=1034, on_overflow="forget"),
     ),
+    (
+        "hole_lifetime, of a hole that was filled",
+        two_holes(65.0),
+        only(hole_lifetime=(60.0, 60.0)),
+        only(overlap="first", buffer=15),
+    ),
     ("hole_lifetime", above_a_hole(100, 65.0), only(hole_lifetime=(70.0, 70.0)), only(hole_lifetime=(60.0, 60.0))),
     # Of two copies of the same bytes, above a hole.
     (
@@ -299,6 +319,17 @@ CASES: list[tuple[str, Script, TcpOptions, TcpOptions]] = [
         another_syn_first,
         only(resync={"multiple_syn": Resync(lock_on=("client_data",))}, seq_before_isn="ignore"),
         only(seq_before_isn="ignore"),
+    ),
+    (
+        "resync, a reset of the client is no ACK",
+        lambda wire: [
+            *wire.handshake(),
+            wire.client(SYN, ahead=-1),
+            wire.client(RST | ACK, ahead=FAR),
+            *wire.request(),
+        ],
+        only(teardown={}, resync={"multiple_syn": Resync(lock_on=("client_ack",))}),
+        only(teardown={}, resync={"multiple_syn": Resync(lock_on=("client_packet",))}),
     ),
     ("resync multiple_syn, desynchronised", DESYNC, NEUTRAL, lock("multiple_syn", "client_data")),
     ("resync lock_on client_data", BARE, lock("multiple_syn", "client_data"), lock("multiple_syn", "client_ack")),
