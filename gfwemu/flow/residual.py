@@ -98,7 +98,7 @@ class ResidualTable:
         still last."""
         key = (block.rule.name, block.key.client, block.key.server)
         ports = self._ports.pop(key, {})
-        ports[flow.dport] = block.ends
+        ports[flow.dport] = self._blocks.get(block.key, block).ends
         self._ports[key] = ports = {port: ends for port, ends in ports.items() if ends > now}
         if len(self._ports) > self.limit:
             self._ports.popitem(last=False)

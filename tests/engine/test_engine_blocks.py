@@ -157,6 +157,16 @@ def test_the_same_port_again_and_a_port_after_the_block_do_not_widen_it() -> Non
     assert book.packet(TcpTalk(client_port=41_002, port=22).syn()).injected
 
 
+def test_a_trigger_that_does_not_renew_its_block_does_not_keep_the_port_in_mind() -> None:
+    book = Playbook(rules("on-path", key="3tuple", seconds=100, probability=0.0001, escalate={"ports": 2}))
+    trigger(book)
+    book.wait(90)
+    # The first block spares nearly all flows, so the rule may fire again while it lasts.
+    trigger(book, client_port=40_001)
+    book.wait(20)
+    assert [watch.server_port for watch in trigger(book, client_port=40_002, port=8443).watches] == [8443]
+
+
 def test_what_is_noted_of_ports_is_bounded() -> None:
     table = ResidualTable(limit=10)
     one = rule("drop", {}, name="one")
