@@ -15,6 +15,7 @@ COMMANDS: dict[str, str] = {
     "shell": "gfwemu.cli.run:shell",
     "lab": "gfwemu.cli.lab:lab",
     "check": "gfwemu.cli.check:check",
+    "plan": "gfwemu.cli.plan:plan",
     "schema": "gfwemu.cli.schema:schema",
     "list": "gfwemu.cli.catalogue:list_",
     "show": "gfwemu.cli.catalogue:show",

@@ -115,7 +115,13 @@ class Daemon:
 
     def _lifetimes(self, rules: RuleSet) -> Lifetimes:
         flows, scale = rules.options.flows, self._options.time_scale
-        return Lifetimes(flows.tcp_established / scale, flows.udp / scale, flows.other / scale, flows.limit)
+        return Lifetimes(
+            flows.tcp_established / scale,
+            flows.udp / scale,
+            flows.other / scale,
+            flows.limit,
+            flows.tcp_opening / scale,
+        )
 
     def _tell_ready(self) -> None:
         options, rules = self._options, self._rules

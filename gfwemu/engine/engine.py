@@ -7,13 +7,13 @@ import random
 from collections.abc import Iterator, Sequence
 
 from gfwemu.engine.clock import Clock
-from gfwemu.engine.commands import Command, Hold, Inject, Report, SetTimer, SetVerdict
+from gfwemu.engine.commands import Command, Hold, Inject, Report, SetTimer, SetVerdict, Watch
 from gfwemu.engine.events import Event, PacketArrived, RulesReplaced, Stopping, TimerFired
 from gfwemu.engine.flows import FlowKeeper
 from gfwemu.engine.judge import Judge, flow_ref
 from gfwemu.engine.records import FlowEnded, PacketDropped
 from gfwemu.engine.timers import Task, Timers
-from gfwemu.engine.treatments import FreezeFlow, RedirectFlow
+from gfwemu.engine.treatments import FreezeFlow, PassFlow, RedirectFlow
 from gfwemu.engine.work import Decision, Work
 from gfwemu.flow.flow import Flow
 from gfwemu.flow.fragments import Complete, Fragments, Refused
@@ -182,6 +182,11 @@ class Engine:
         work = Work(event.packet_id, packet, flow, direction, event.now, release_at=event.now)
         readable = self._reads is None or self._reads(packet)
         self._decide(work, censor_now, commands, readable=readable)
+        if _treated(work):
+            # The kernel cannot tell by fragments which of its connections they are of.
+            seconds = self._clock.real_seconds(self._rules.options.flows.tcp_established)
+            key = flow.tuple
+            commands.append(Watch(key.src, key.dst, key.sport, key.dport, key.proto, seconds))
         verdict = Verdict.DROP if work.data is not None else work.verdict
         if verdict is Verdict.ACCEPT and work.release_at > event.now:
             self._timers.set(work.release_at, lambda _: self._released(ids, work.reason))
@@ -231,7 +236,7 @@ class Engine:
                     settled and self._offload,
                     work.reason,
                     bulk=treated and self._offload and self._is_bulk(work),
-                    queue_all=treated,
+                    queue_all=treated or (not settled and _resynchronising(work.flow)),
                 )
             )
         if work.forged:
@@ -370,3 +375,13 @@ def _settled(work: Work) -> bool:
     if work.data is not None or work.blocked or decision.modifiers or decision.terminal is None:
         return False
     return decision.terminal.offload(work.now) is work.verdict
+
+
+def _treated(work: Work) -> bool:
+    """Whether something is done to each packet of the flow."""
+    decision: Decision = work.flow.decision
+    return bool(decision.modifiers) or not (decision.terminal is None or isinstance(decision.terminal, PassFlow))
+
+
+def _resynchronising(flow: Flow) -> bool:
+    return flow.tcb is not None and flow.tcb.resynchronising

@@ -113,6 +113,11 @@ class Tcb:
             self._end(packet, direction, opening=opening)
         return ready
 
+    @property
+    def resynchronising(self) -> bool:
+        """Whether any packet may be the one from which the numbers are taken."""
+        return bool(self._lock_on)
+
     def expected(self, direction: Direction, *, passed: bool) -> int | None:
         """The sequence number that the receiver wants next, where the packet just read reached it (`passed`) or not.
 

@@ -59,7 +59,6 @@ _CHAINS = (
     "followed",
     "followed_to_server",
     "followed_to_client",
-    "bare",
     "rest",
     "settle",
     "settled",
@@ -71,8 +70,8 @@ _ANOTHER_FLOW = ("ct state related goto to_queue", f"{_SYN_ONLY} goto to_queue")
 """An ICMP error bears the mark of the flow it is about; such a SYN may begin a new flow between the same endpoints."""
 
 _SAMPLES = 8
-"""Bare ACKs of the client that reach user space while a flow may be silent before it is forgotten: so much of that time
-its memory may run out early. Our choice."""
+"""How often at least, in the time after which a silent flow is forgotten, user space sees a packet of a flow that is
+not silent: by so much of that time its memory may run out early. Our choice."""
 
 _UNKNOWN_HEADERS = "{ tcp, udp, icmp, icmpv6, 135, 139, 140 }"
 """Beside the transports that rules name: IPv6 headers that the engine reads past, but this kernel does not."""
@@ -102,13 +101,20 @@ class AddressSet:
 class Lifetimes:
     """How long the kernel answers for an idle flow, in real seconds: as long as the engine would remember it.
 
-    limit: flows that the kernel answers for, at most; the others stay queued.
+    tcp_opening: before the handshake is over. limit: flows that the kernel answers for, at most; the others stay
+    queued.
     """
 
     tcp: float = 480.0
     udp: float = 60.0
     other: float = 30.0
     limit: int = 100_000
+    tcp_opening: float = 60.0
+
+    @property
+    def sample(self) -> float:
+        """How long packets of an undecided TCP flow may pass unseen, after one that user space saw."""
+        return min(self.tcp, self.tcp_opening) / _SAMPLES
 
 
 def watch_set(version: int, length: int) -> str:
@@ -131,7 +137,7 @@ def frame_text(table: str, ends: Ends, limit: int) -> str:
         for length, parts in enumerate(_WATCHES):
             kind = " . ".join(types.get(part, address) for part in parts)
             lines.append(f"set {watch_set(version, length)} {{ type {kind}; flags timeout; size {WATCH_LIMIT}; }}")
-    for name in ("offloaded", "recent"):
+    for name in ("offloaded", "followed_flow", "followed_client"):
         lines.append(f"set {name} {{ typeof ct id; flags dynamic,timeout; size {limit}; }}")
     for name, total in (("bare_v4", "ip length"), ("bare_v6", "ip6 length")):
         # A data offset of `words`, and the IP length of a segment that ends there.
@@ -206,7 +212,7 @@ def content_text(
         "rest": _rest(plan),
         "settle": _settle(plan, generation, lifetimes),
         "settled": [f"meta mark & {OFFLOAD_DROP:#x} != 0 drop", f"meta mark set meta mark & {_KEEP_PACKET:#x}"],
-        **_followed(plan, lifetimes),
+        **_followed(plan),
     }
     for name, to_server in (("to_server", True), ("to_client", False)):
         rules = [
@@ -335,7 +341,7 @@ def _between(plan: KernelPlan, generation: int) -> Iterator[str]:
         yield "goto rest"
 
 
-def _followed(plan: KernelPlan, lifetimes: Lifetimes) -> dict[str, list[str]]:
+def _followed(plan: KernelPlan) -> dict[str, list[str]]:
     """TCP flows of which user space saw the SYN."""
     spared = plan.spared
     if not spared.bare:
@@ -344,10 +350,11 @@ def _followed(plan: KernelPlan, lifetimes: Lifetimes) -> dict[str, list[str]]:
         "ip hdrlength 5 ip protocol tcp tcp doff . ip length @bare_v4",
         "ip6 nexthdr tcp tcp doff . ip6 length @bare_v6",
     )
-    to_client = [] if spared.handshake else ["tcp flags & syn != 0 goto to_queue"]
-    to_client += ["accept"] if spared.server_payload else [*(f"{match} accept" for match in bare)]
-    if spared.handshake and not spared.server_payload:
-        to_client.append("tcp flags & syn != 0 accept")
+    # What user space has not heard of for a while it may have forgotten.
+    to_client = ["ct id != @followed_flow goto to_queue"]
+    if not spared.handshake:
+        to_client.append("tcp flags & syn != 0 goto to_queue")
+    to_client += ["accept"] if spared.server_payload else [*(f"{match} accept" for match in bare), "goto to_queue"]
     return {
         "followed": [
             *_ANOTHER_FLOW,
@@ -355,16 +362,12 @@ def _followed(plan: KernelPlan, lifetimes: Lifetimes) -> dict[str, list[str]]:
             "ct direction reply goto followed_to_client",
             "goto followed_to_server",
         ],
-        "followed_to_client": [*to_client, "goto to_queue"] if not spared.server_payload else to_client,
+        "followed_to_client": to_client,
         "followed_to_server": [
             "tcp flags & syn != 0 goto to_queue",
-            *(f"{match} goto bare" for match in bare),
-            "goto to_queue",
-        ],
-        # One now and then: user space learns that the handshake is over, and that the flow lives.
-        "bare": [
-            "ct id @recent accept",
-            f"add @recent {{ ct id timeout {_milliseconds(lifetimes.tcp / _SAMPLES)}ms }}",
+            # By the first ACK user space knows that the handshake is over.
+            "ct id != @followed_client goto to_queue",
+            *(f"{match} accept" for match in bare),
             "goto to_queue",
         ],
     }
@@ -413,9 +416,14 @@ def _settle(plan: KernelPlan, generation: int, lifetimes: Lifetimes) -> Iterator
         yield f"meta mark & {OFFLOAD:#x} != 0 {line}"
     yield f"meta mark & {OFFLOAD:#x} != 0 goto settled"
     if plan.spared.bare:
-        followed = connection_mark(FOLLOWED, generation)
-        yield f"{_SYN_ONLY} ct direction original {clear} | {followed:#x} goto settled"
+        followed, sample = connection_mark(FOLLOWED, generation), _milliseconds(lifetimes.sample)
+        known = f"ct mark & {CONNECTION_BITS:#x} == {followed:#x}"
         yield f"{_SYN_ONLY} {clear}"
-        yield f"ct mark & {CONNECTION_BITS:#x} == {followed:#x} goto settled"
+        yield f"{_SYN_ONLY} ct direction original {clear} | {followed:#x}"
+        yield f"{known} update @followed_flow {{ ct id timeout {sample}ms }}"
+        yield (
+            f"{known} ct direction original tcp flags & syn == 0 update @followed_client {{ ct id timeout {sample}ms }}"
+        )
+        yield f"{known} goto settled"
     yield f"ct mark & {CONNECTION_BITS:#x} != 0 {clear}"
     yield "goto settled"

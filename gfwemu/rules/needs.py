@@ -6,9 +6,10 @@ What leaves a doubt is needed: a knob, a dissector or a field that this page doe
 from __future__ import annotations
 
 import math
-from collections.abc import Iterable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, fields
 from itertools import combinations
+from typing import Any, Literal
 
 from gfwemu.flow.options import TcpOptions
 from gfwemu.model import TRANSPORT_NAMES, Transport
@@ -26,30 +27,14 @@ TRANSPORTS = (*TRANSPORT_NAMES.values(), OTHER)
 _CLIENT_READERS = frozenset({"tls", "http"})
 """Dissectors over TCP that learn nothing from the server's bytes."""
 
-_KNOWN_TCP_KNOBS = frozenset(
+_SELF_CONTAINED = frozenset(
     {
-        "create_on",
-        "reassembly",
-        "overlap",
-        "verify_checksum",
-        "verify_ip_checksum",
-        "teardown",
-        "md5_option",
-        "data_without_ack",
-        "no_flags",
-        "odd_flags",
-        "bad_ip_length",
-        "bad_data_offset",
-        "data_offset",
-        "seq_before_isn",
-        "out_of_window",
-        "buffer",
-        "on_overflow",
-        "hole_lifetime",
-        "inspect",
+        *("reassembly", "overlap", "buffer", "inspect", "verify_checksum", "verify_ip_checksum", "data_offset"),
+        *("md5_option", "data_without_ack", "no_flags", "odd_flags", "bad_ip_length", "bad_data_offset"),
+        *("seq_before_isn", "out_of_window", "simultaneous_open", "small_segments", "small_segments_when"),
     }
 )
-"""For these it is known which packets they look at: SYNs, FINs, resets and payload, and SYN/ACKs for `create_on`."""
+"""Knobs of `tcp:` that look at nothing but SYNs, FINs, resets, the client's payload and its first ACK."""
 
 _BARE_LENGTHS = range(40, 20 + 40 + 60 + 1)
 """IP lengths of a TCP segment without payload (RFC 791 section 3.1, RFC 9293 section 3.1), IPv6 without extensions."""
@@ -89,9 +74,10 @@ def find_needs(rules: RuleSet, in_kernel: frozenset[int] = frozenset()) -> Needs
     """What the rules need, of one box. in_kernel: indexes of the rules that the kernel decides by itself."""
     asked = [(rule, _met_transports(rule)) for rule in rules.rules if rule.index not in in_kernel]
     over_tcp = [rule for rule, transports in asked if "tcp" in transports]
-    every = [*_knobs(rules.options.tcp), *_reasons(over_tcp, _why_every_packet)]
-    payload = [*server_readers(rules), *_reasons(over_tcp, _why_server_payload)]
-    shakes = [*_create_knob(rules.options.tcp), *_reasons(over_tcp, _why_handshake)]
+    knobs = _asked_by_knobs(rules.options.tcp)
+    every = [*knobs["every"], *_reasons(over_tcp, _why_every_packet)]
+    payload = [*knobs["payload"], *server_readers(rules), *_reasons(over_tcp, _why_server_payload)]
+    shakes = [*knobs["handshake"], *_reasons(over_tcp, _why_handshake)]
     return (
         Needs(_by_transport(asked), tuple(every), tuple(payload), tuple(shakes))
         if over_tcp
@@ -116,14 +102,11 @@ def united(parts: Sequence[Needs]) -> Needs:
 def server_readers(rules: RuleSet) -> list[Reason]:
     """Why any dissector over TCP must be fed what the server says; empty: none needs it."""
     found: list[Reason] = []
-    # An answer of the server is what ends a row of pipelined requests.
-    pipelined = rules.options.dissect.http_pipelined == "first_only"
-    client_readers = _CLIENT_READERS - {"http"} if pipelined else _CLIENT_READERS
     for rule in rules.rules:
         if "tcp" not in rule_transports(rule):
             continue
         names = rules.dissectors if rule.hooks else _dissectors_of(rule) & rules.dissectors
-        for name in sorted(names - client_readers):
+        for name in sorted(names - _CLIENT_READERS):
             if Transport.TCP in dissector_transports().get(name, frozenset()):
                 found.append(Reason(rule.name, f"{name} is read in both directions"))
                 break
@@ -244,8 +227,7 @@ def _holds(condition: Condition, value: Fact) -> bool:
 # -- packets of TCP flows -----------------------------------------------------------------------------------------
 
 
-def _reasons(rules: Iterable[CompiledRule], why: object) -> Iterator[Reason]:
-    assert callable(why)
+def _reasons(rules: Iterable[CompiledRule], why: Callable[[CompiledRule], str]) -> Iterator[Reason]:
     seen: set[Reason] = set()
     for rule in rules:
         text = why(rule)
@@ -254,22 +236,41 @@ def _reasons(rules: Iterable[CompiledRule], why: object) -> Iterator[Reason]:
             yield reason
 
 
-def _knobs(options: TcpOptions) -> Iterator[Reason]:
+_Ask = Literal["every", "payload", "handshake"]
+
+
+def _asked_by_knobs(options: TcpOptions) -> dict[_Ask, list[Reason]]:
+    """What the knobs of `tcp:` ask for beyond what user space always gets."""
+    found: dict[_Ask, list[Reason]] = {"every": [], "payload": [], "handshake": []}
     standard = TcpOptions()
     for knob in fields(options):
         value = getattr(options, knob.name)
-        if knob.name not in _KNOWN_TCP_KNOBS and value != getattr(standard, knob.name):
-            yield Reason(f"tcp.{knob.name}", "it may look at any packet")
-    for flag, entry in options.teardown.items():
-        if entry.when in ("opening", "established"):
-            yield Reason(f"tcp.teardown.{flag}", "a bare ACK may complete the handshake")
-        if entry.sequence != "any" and entry.by != "client":
-            yield Reason(f"tcp.teardown.{flag}", "the server's bytes say which of its numbers fit")
+        if value != getattr(standard, knob.name) and knob.name not in _SELF_CONTAINED:
+            for ask, why in _asked_by(knob.name, value):
+                found[ask].append(Reason(f"tcp.{knob.name}", why))
+    return found
 
 
-def _create_knob(options: TcpOptions) -> Iterator[Reason]:
-    if options.create_on != "syn":
-        yield Reason("tcp.create_on", "a SYN/ACK makes this censor follow a connection")
+def _asked_by(knob: str, value: Any) -> Iterator[tuple[_Ask, str]]:
+    match knob:
+        case "create_on":
+            yield "handshake", "a SYN/ACK makes this censor follow a connection"
+        case "handshake":
+            if value == "full":
+                yield "handshake", "payload is read only after a SYN/ACK"
+        case "teardown":
+            if isinstance(value, Mapping) and any(one.sequence != "any" for one in value.values()):
+                yield "payload", "resets and FINs are held against the server's sequence numbers"
+        case "on_overflow" | "hole_lifetime":
+            yield "payload", "a hole in what the server says ends the memory, too"
+        case "resync":
+            # What it takes its numbers from afterwards is asked for when it has come to that (SetVerdict.queue_all).
+            if any("synack" in trigger for trigger in value):
+                yield "handshake", "a SYN/ACK may make this censor resynchronise"
+            if any("payload" in trigger for trigger in value):
+                yield "payload", "the server's payload may make this censor resynchronise"
+        case _:
+            yield "every", "it may look at any packet"
 
 
 def _why_every_packet(rule: CompiledRule) -> str:
