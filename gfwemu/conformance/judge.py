@@ -38,8 +38,8 @@ class Scene:
             self._injected[side] = self.stage.trace.injected(side, self.mark)
         return self._injected[side]
 
-    def payloads(self, side: Side) -> list[Seen]:
-        """What that end sent that carries data, or pieces of it."""
+    def sent(self, side: Side, *, everything: bool = False) -> list[Seen]:
+        """What that end sent that carries data, or pieces of it; or everything that it sent."""
         flows = {channel.flow if side is channel.side else channel.flow.reversed() for channel in self.channels}
         pairs = {(flow.src, flow.dst) for flow in flows}
         return [
@@ -50,7 +50,7 @@ class Scene:
             and (
                 one.packet.five_tuple in flows or (one.packet.is_fragment and (one.packet.src, one.packet.dst) in pairs)
             )
-            and one.packet.payload
+            and (everything or one.packet.payload)
         ]
 
     def channel_of(self, packet: Packet) -> Channel | None:
@@ -82,9 +82,8 @@ def mismatches(expect: Expect, scene: Scene) -> list[str]:
     ):
         if forged is not None:
             wrong += _compare(place, forged, scene.injected(side), scene)
-    for what, side, share in (("delivered", client, expect.delivered), ("answered", client.opposite, expect.answered)):
-        if share is not None:
-            wrong += _share(what, share, scene, side)
+    for what, side, share, everything in _shares(expect, client):
+        wrong += _share(what, share, scene.sent(side, everything=everything), scene)
     if expect.server_reads is not None and scene.channels:
         channel = scene.channels[-1]
         got = scene.stage.received(channel.flow)
@@ -106,13 +105,24 @@ def mismatches(expect: Expect, scene: Scene) -> list[str]:
         codes = expect.exit if isinstance(expect.exit, list) else [expect.exit]
         if scene.ended is None or scene.ended.exit not in codes:
             wrong.append(f"exit code {scene.ended.exit if scene.ended else None} instead of {expect.exit}")
+    if expect.took is not None and (scene.ended is None or not expect.took[0] <= scene.ended.seconds <= expect.took[1]):
+        wrong.append(f"the program took {scene.ended.seconds if scene.ended else 0:.1f} s")
     if expect.output is not None and (scene.ended is None or expect.output not in scene.ended.output):
         wrong.append(f"'{expect.output}' is not in the output")
     return wrong
 
 
-def _share(what: str, share: str | int, scene: Scene, side: Side) -> list[str]:
-    sent = scene.payloads(side)
+def _shares(expect: Expect, client: Side) -> list[tuple[str, Side, str | int, bool]]:
+    asked = [
+        ("delivered", client, expect.delivered, False),
+        ("answered", client.opposite, expect.answered, False),
+        ("packets delivered", client, expect.packets_delivered, True),
+        ("packets answered", client.opposite, expect.packets_answered, True),
+    ]
+    return [(what, side, share, everything) for what, side, share, everything in asked if share is not None]
+
+
+def _share(what: str, share: str | int, sent: Sequence[Seen], scene: Scene) -> list[str]:
     arrived = sum(scene.stage.trace.arrived(one) for one in sent)
     text = str(share)
     if text == "all":
@@ -200,6 +210,8 @@ def _is(kind: Forged, one: Seen, scene: Scene) -> bool:
         (kind.payload, packet.payload == bytes.fromhex(kind.payload or "")),
         (kind.contains, (kind.contains or "").encode() in packet.payload),
         (kind.seq, kind.seq is None or _relative(one, scene, "seq") in kind.seq),
+        (kind.raw_seq, _holds(kind.raw_seq, packet.seq)),
+        (kind.raw_ack, _holds(kind.raw_ack, packet.ack)),
         (kind.ack, _relative(one, scene, "ack") == kind.ack),
         (kind.delay, _delay_fits(kind, one, scene)),
         (kind.dns, kind.dns is None or _dns_fits(kind.dns, packet)),
@@ -313,10 +325,9 @@ def describe(expect: Expect, scene: Scene) -> str:
             found = scene.injected(side)
             told = _count(found) if isinstance(forged, Range) else _tell(found, scene)
             parts.append(f"at the {place}: {told}")
-    for what, side, share in (("delivered", client, expect.delivered), ("answered", client.opposite, expect.answered)):
-        if share is not None:
-            sent = scene.payloads(side)
-            parts.append(f"{what} {sum(scene.stage.trace.arrived(one) for one in sent)} of {len(sent)}")
+    for what, side, _, everything in _shares(expect, client):
+        sent = scene.sent(side, everything=everything)
+        parts.append(f"{what} {sum(scene.stage.trace.arrived(one) for one in sent)} of {len(sent)}")
     if expect.server_reads is not None and scene.channels:
         channel = scene.channels[-1]
         whole = scene.stage.received(channel.flow) == channel.stream

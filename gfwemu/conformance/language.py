@@ -166,7 +166,7 @@ class DnsAnswer(Section):
 class Forged(Section):
     """A kind of injected packet, and how many of it.
 
-    seq and ack: relative to what the receiver expects next, `+1460`; `trigger`: of the packet that triggered. window.
+    seq and ack: relative to what the receiver expects next, `+1460`; raw_seq, raw_ack: as they stand.
     increment: fields that grow by 1 from packet to packet. same: fields that are equal in all of them.
     """
 
@@ -178,6 +178,8 @@ class Forged(Section):
     window: Numbers | None = None
     seq: Annotated[list[int] | None, BeforeValidator(lambda value: [value] if isinstance(value, int) else value)] = None
     ack: int | None = None
+    raw_seq: Numbers | None = None
+    raw_ack: Numbers | None = None
     length: Numbers | None = None
     payload: Hex | None = None
     contains: str | None = None
@@ -207,21 +209,24 @@ class Expect(Section):
     """What must be so, at the latest some time after the last step. All of it counts from the last `expect` on.
 
     at_client, at_server: packets that arrived there although the other end never sent them. delivered: of the client's
-    packets with a payload, how many reached the server; answered: the other way. server_reads: the server's program has
-    read all that `send` sent. real_answer: of the resolver. probes: connections
-    that others opened to the server.
+    packets with a payload, how many reached the server; answered: the other way; packets_delivered, packets_answered:
+    of all packets. server_reads: the server's program has read all that `send` sent. probes: connections that others
+    opened to the server. real_answer: of the resolver. exit, output, took: of the program.
     """
 
     at_client: ForgedList | None = None
     at_server: ForgedList | None = None
     delivered: Share | None = None
     answered: Share | None = None
+    packets_delivered: Share | None = None
+    packets_answered: Share | None = None
     server_reads: bool | None = None
     connection: Literal["ok", "reset", "timeout", "blocked"] | None = None
     probes: Numbers | None = None
     real_answer: Literal["last", "arrives", "none"] | None = None
     exit: int | list[int] | None = None
     output: str | None = None
+    took: Span | None = None
 
 
 _SHORT: dict[str, dict[str, Any]] = {

@@ -266,10 +266,12 @@ class LabStage:
         self._programs.append(packed)
         self._world.register(packed, self)
         command = [part.replace("{client}", address) for part in argv]
+        start = time.monotonic()
         try:
             done = await asyncio.to_thread(self._world.lab.exec, "client", command, timeout=timeout)
         except subprocess.TimeoutExpired as late:
-            return Ended(None, (late.stdout or b"").decode(errors="replace"))
+            return Ended(None, (late.stdout or b"").decode(errors="replace"), timeout)
         if done.returncode == 127:
             raise InconclusiveError(f"the program {command[0]} is missing")
-        return Ended(done.returncode, (done.stdout + done.stderr).decode(errors="replace"))
+        said = (done.stdout + done.stderr).decode(errors="replace")
+        return Ended(done.returncode, said, time.monotonic() - start)

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import random
-import shlex
 from dataclasses import dataclass, field
 
 from gfwemu.conformance.cases import Case
@@ -151,8 +150,8 @@ class Play:
             await self._await_answer(channel)
             if channel.outcome == "timeout" and len(self._channels) == 1 and not self._asks_for_connection:
                 raise InconclusiveError("the handshake never ended")
+            channel.handshake_done()
             if channel.outcome == "ok":
-                channel.handshake_done()
                 channel.acknowledge()
             await self._stage.sleep(0.01)
         else:
@@ -317,7 +316,7 @@ class Play:
         elif step.dig is not None:
             argv = _dig(step.dig)
         self._ended = await self._stage.program(argv, _PROGRAM_TIMEOUT)
-        self.outcome.observed.append(f"{shlex.join(argv[:1])} exit {self._ended.exit}")
+        self.outcome.observed.append(f"{argv[0]} exit {self._ended.exit} after {self._ended.seconds:.1f} s")
 
 
 def _dig(spec: Dig) -> list[str]:

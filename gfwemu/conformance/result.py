@@ -124,9 +124,9 @@ def _expectation(expect: Expect) -> str:
             parts.append(f"{forged} injected at the {place}" if forged.high else f"nothing injected at the {place}")
         elif forged is not None:
             parts.append(f"at the {place}: {', '.join(map(_forged, forged)) or 'nothing injected'}")
-    for name in ("delivered", "answered"):
+    for name in ("delivered", "answered", "packets_delivered", "packets_answered"):
         if getattr(expect, name) is not None:
-            parts.append(f"{name} {getattr(expect, name)}")
+            parts.append(f"{name.replace('_', ' ')} {getattr(expect, name)}")
     if expect.server_reads is not None:
         parts.append("the server reads all" if expect.server_reads else "the server does not read all")
     if expect.connection is not None:
@@ -137,6 +137,8 @@ def _expectation(expect: Expect) -> str:
         parts.append(f"real answer {expect.real_answer}")
     if expect.exit is not None:
         parts.append(f"exit {expect.exit}")
+    if expect.took is not None:
+        parts.append(f"took {expect.took[0]:g}-{expect.took[1]:g} s")
     if expect.output is not None:
         parts.append(f"output '{expect.output}'")
     return ", ".join(parts)

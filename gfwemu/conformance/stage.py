@@ -39,6 +39,7 @@ class Ended:
 
     exit: int | None
     output: str
+    seconds: float = 0.0
 
 
 class InconclusiveError(Exception):

@@ -39,6 +39,23 @@ description: d
 rules:
   - {name: r, match: {tls.sni: blocked.example}, action: reset, placement: on-path, probability: 0.5}
 """
+SYN_RESETS = """
+version: 1
+description: d
+rules:
+  - name: r
+    match: {port.server: 443, tcp.flags: [S, SA]}
+    action: reset
+    placement: on-path
+    repeat: true
+    with: {towards: client, injectors: [{count: 3, ttl: {increment_from: 60-200}, window: {increment_from: 0-5000}}]}
+"""
+ONE_WAY = """
+version: 1
+description: d
+rules:
+  - {name: r, match: {port.server: 443}, action: drop, with: {direction: to_client}}
+"""
 HELLO: list[Any] = [
     {"connect": {"port": 443, "server": "silent", "handshake": "blind"}},
     {"send": {"tls": {"sni": "blocked.example"}}},
@@ -176,3 +193,20 @@ def test_however_it_is_cut_the_server_reads_it(tmp_path: Path, shape: dict[str, 
     steps = [{"connect": 443}, {"send": "what the client means to say, in one piece or in many", **shape}]
     result = play(tmp_path, DROPS, steps, "evades")
     assert (result.verdict, result.wrong) == (PASS, [])
+
+
+def test_resets_that_a_syn_triggers(tmp_path: Path) -> None:
+    three = {"count": 3, "flags": "RA", "increment": ["ttl", "window"], "ack": 0}
+    expect = {"connection": "reset", "at_client": [{**three, "raw_seq": 0}, {**three, "raw_seq": "1+"}]}
+    result = play(tmp_path, SYN_RESETS, [{"connect": 443}], expect)
+    assert (result.verdict, result.wrong) == (PASS, [])
+    assert play(tmp_path, SYN_RESETS, [{"connect": 443}], {"connection": "ok"}).verdict == FAIL
+
+
+def test_bare_packets_are_counted(tmp_path: Path) -> None:
+    expect = {"connection": "timeout", "packets_delivered": "1 of 1", "packets_answered": "0 of 1", "at_client": 0}
+    result = play(tmp_path, ONE_WAY, [{"connect": 443}], expect)
+    assert (result.verdict, result.wrong) == (PASS, [])
+    expect = {"connection": "timeout", "packets_answered": "all"}
+    result = play(tmp_path, ONE_WAY, [{"connect": 443}], expect)
+    assert result.wrong == ["packets answered 0 of 1 instead of all"]
