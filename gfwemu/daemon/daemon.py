@@ -29,6 +29,7 @@ from gfwemu.kernel.ruleset import Ends, Lifetimes
 from gfwemu.kernel.table import Table
 from gfwemu.rules.compiled import RuleSet
 from gfwemu.rules.plan import KernelPlan
+from gfwemu.rules.spread import spread_of
 
 _HEARTBEAT = 1.0
 
@@ -67,6 +68,8 @@ class Daemon:
                 self._write_pid(options.pid_file)
             for note in notes:
                 say(note)
+            if options.workers > 1:
+                self._tell_spread(self._rules)
             self._tell_ready()
             self._loop()
         finally:
@@ -135,6 +138,11 @@ class Daemon:
             with suppress(OSError):
                 os.write(options.ready_fd, b"\n")
                 os.close(options.ready_fd)
+
+    def _tell_spread(self, rules: RuleSet) -> None:
+        spread, rule = spread_of(rules)
+        if spread == "one":
+            say(f"one worker decides all packets, because the rule '{rule}' bears upon flows of all")
 
     def _close(self) -> None:
         """Nothing new is queued; then every packet that waits gets its verdict; then the table goes, come what may."""
@@ -292,6 +300,8 @@ class Daemon:
             retire(old)
             self._output(self._outputs.reloaded, now)
             say(f"reloaded: {len(rules.rules)} rules")
+            if self._crew is not None:
+                self._tell_spread(rules)
         systemd.notify("READY=1", f"STATUS={len(self._rules.rules)} rules")
 
     def _replace(self, rules: RuleSet, plan: KernelPlan) -> None:

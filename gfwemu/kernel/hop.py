@@ -142,7 +142,8 @@ def _spread_lines(ways: list[str], spread: Spread, inside: str) -> Iterator[str]
         goals = ", ".join(f"{number} : goto {way}" for number, way in enumerate(ways))
         for sign, near, far in (("", "saddr", "daddr"), ("!= ", "daddr", "saddr")):
             for family in ("ip", "ip6"):
-                key = f"{family} {near}" if spread == "inside" else f"{family} {near} . {family} {far}"
+                both = f"{family} {near} . {family} {far}"
+                key = {"inside": f"{family} {near}", "outside": f"{family} {far}"}.get(spread, both)
                 share = f"jhash {key} mod {len(ways)} seed {_SEED:#x}"
                 yield f'iifname {sign}"{inside}" {share} vmap {{ {goals} }}'
     yield f"goto {ways[0]}"

@@ -11,33 +11,35 @@ from typing import Literal
 from gfwemu.rules.actions import Redirect, Throttle
 from gfwemu.rules.compiled import CompiledRule, RuleSet
 
-Spread = Literal["pair", "inside", "one"]
-"""pair: by both addresses, which every residual key contains. inside: by the address inside. one: not at all."""
+Spread = Literal["pair", "inside", "outside", "one"]
+"""pair: by both addresses, which most residual keys contain. inside, outside: by the address there. one: not at all."""
 
 
 def spread_of(rules: RuleSet) -> tuple[Spread, str]:
     """What flows are spread by, and the name of the rule that asks for more than `pair`."""
-    widest: tuple[Spread, str] = ("pair", "")
+    found: Spread = "pair"
+    reason = ""
     for rule in rules.rules:
-        wish = _wish(rule, rules)
-        if wish == "one":
-            return "one", rule.name
-        if wish == "inside":
-            widest = "inside", rule.name
-    return widest
+        for wish in _wishes(rule, rules):
+            if wish != found:
+                found, reason = wish if found == "pair" else "one", rule.name
+        if found == "one":
+            break
+    return found, reason
 
 
-def _wish(rule: CompiledRule, rules: RuleSet) -> Spread:
+def _wishes(rule: CompiledRule, rules: RuleSet) -> list[Spread]:
+    wishes: list[Spread] = []
     if rule.residual is not None and rule.residual.spans_clients:
-        return "one"
+        # Servers are outside: a block of a server inside holds only in the worker that saw its beginning.
+        wishes.append("outside")
     match rule.action:
         case Throttle(per="rule"):
-            return "one"
+            wishes.append("one")
         case Throttle(per="subscriber"):
             # A subscriber with several addresses has one bucket for all of them.
-            return "one" if rules.subscribers else "inside"
+            wishes.append("one" if rules.subscribers else "inside")
         case Redirect(address=address) if address:
             # The answers come from another address than the client wrote to.
-            return "one"
-        case _:
-            return "pair"
+            wishes.append("one")
+    return wishes
