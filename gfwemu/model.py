@@ -43,7 +43,10 @@ class Direction(Enum):
 
     @property
     def opposite(self) -> Direction:
-        return Direction.TO_CLIENT if self is Direction.TO_SERVER else Direction.TO_SERVER
+        return _TO_CLIENT if self is _TO_SERVER else _TO_SERVER
+
+
+_TO_SERVER, _TO_CLIENT = Direction.TO_SERVER, Direction.TO_CLIENT
 
 
 class Side(Enum):

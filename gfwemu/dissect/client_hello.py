@@ -24,6 +24,7 @@ ENCRYPTED_SERVER_NAME = 0xFFCE  # draft-ietf-tls-esni-00 to -06
 _READ_EXTENSIONS = frozenset(
     {SERVER_NAME, SUPPORTED_GROUPS, EC_POINT_FORMATS, SIGNATURE_ALGORITHMS, ALPN, SUPPORTED_VERSIONS}
 )
+_EXTENSION = struct.Struct("!HH")  # kind, and length of what follows
 _RANDOM = 32  # RFC 8446 section 4.1.2
 
 VERSION_NAMES: dict[int, str] = {0x0300: "ssl3", 0x0301: "1.0", 0x0302: "1.1", 0x0303: "1.2", 0x0304: "1.3"}
@@ -116,12 +117,11 @@ class ClientHello:
         """A second one of the same kind, which RFC 8446 forbids, changes nothing. Raises MalformedBytes."""
         kinds = self._kinds
         while start < end:
-            # Kind and length, read here and not by `_vector`, because a hello has a dozen of them.
-            if end - start < 4:
+            body = start + _EXTENSION.size
+            if body > end:
                 _need("extensions", 2, (end - start) % 2)
-            kind = data[start] << 8 | data[start + 1]
-            body = start + 4
-            start = body + (data[start + 2] << 8 | data[start + 3])
+            kind, size = _EXTENSION.unpack_from(data, start)
+            start = body + size
             if start > end:
                 _need("extensions", 2 + start - body, 2 + end - body)
             if kind in _READ_EXTENSIONS and kind not in kinds:

@@ -8,6 +8,8 @@ from gfwemu.model import FiveTuple, Transport
 from gfwemu.wire.checksum import CHECKSUM_OFFSETS, internet_checksum, transport_checksum, updated_checksum
 from gfwemu.wire.packet import Packet, TcpFlags
 
+# A member of an enumeration is slow to reach and to compare.
+_TCP, _UDP = int(Transport.TCP), int(Transport.UDP)
 _IPV6_FRAGMENT_HEADER = 44
 _IPV6_HEADER_LENGTH = 40
 
@@ -95,11 +97,11 @@ def build_tcp(
     )
     tail = urgent.to_bytes(2, "big") + options + payload
     if checksum is None:
-        checksum = transport_checksum(five_tuple.src, five_tuple.dst, Transport.TCP, head + b"\0\0" + tail)
+        checksum = transport_checksum(five_tuple.src, five_tuple.dst, _TCP, head + b"\0\0" + tail)
     return build_ip(
         five_tuple.src,
         five_tuple.dst,
-        Transport.TCP,
+        _TCP,
         head + checksum.to_bytes(2, "big") + tail,
         ttl=ttl,
         ip_id=ip_id,
@@ -123,11 +125,11 @@ def build_udp(
     length = _sixteen_bits(8 + len(payload) if length is None else length, "UDP length")
     head = struct.pack("!HHH", five_tuple.sport, five_tuple.dport, length)
     if checksum is None:
-        checksum = transport_checksum(five_tuple.src, five_tuple.dst, Transport.UDP, head + b"\0\0" + payload)
+        checksum = transport_checksum(five_tuple.src, five_tuple.dst, _UDP, head + b"\0\0" + payload)
     return build_ip(
         five_tuple.src,
         five_tuple.dst,
-        Transport.UDP,
+        _UDP,
         head + checksum.to_bytes(2, "big") + payload,
         ttl=ttl,
         ip_id=ip_id,

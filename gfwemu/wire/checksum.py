@@ -7,6 +7,8 @@ import struct
 from gfwemu.model import Transport
 from gfwemu.wire.packet import Packet
 
+_UDP = int(Transport.UDP)
+
 CHECKSUM_OFFSETS: dict[int, int] = {Transport.ICMP: 2, Transport.TCP: 16, Transport.UDP: 6, Transport.ICMPV6: 2}
 """Bytes from the start of the transport header to its checksum."""
 
@@ -35,7 +37,7 @@ def pseudo_header(src: bytes, dst: bytes, proto: int, length: int) -> bytes:
 def transport_checksum(src: bytes, dst: bytes, proto: int, segment: bytes) -> int:
     """Of a TCP, UDP or ICMPv6 segment whose checksum field is 0. UDP's 0 comes as 0xFFFF (RFC 768)."""
     value = internet_checksum(pseudo_header(src, dst, proto, len(segment)) + segment)
-    return value or 0xFFFF if proto == Transport.UDP else value
+    return value or 0xFFFF if proto == _UDP else value
 
 
 def updated_checksum(checksum: int, old: bytes, new: bytes) -> int:

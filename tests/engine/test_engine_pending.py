@@ -170,3 +170,17 @@ def test_flows_in_the_same_situation_share_their_set_of_rules(some: tuple[Compil
     first = prospects.opening(FlowFacts(flow, ()))
     assert prospects.opening(FlowFacts(flow, ())) is first
     assert prospects.remaining(first, flow, messages_over=True) is prospects.remaining(first, flow, messages_over=True)
+
+
+def test_rules_that_share_a_list_are_all_found() -> None:
+    """Alone on the field, beside the negation of the list, and beside other lists."""
+    shared, others = domains(["a.com"], []), [domains([f"{label}.com"], []) for label in "bcd"]
+    some = [rule("drop", {"tls.sni": shared}, name="first"), rule("drop", {"tls.sni": shared}, name="second")]
+    for more in ([], [rule("drop", {"tls.sni": ("not", shared)}, name="not")], others):
+        rest = [one if isinstance(one, CompiledRule) else rule("drop", {"tls.sni": one}, name="other") for one in more]
+        prospects = Prospects([*some, *rest])
+        key = FiveTuple(6, address_bytes("192.0.2.10"), 1, address_bytes("203.0.113.80"), 443)
+        pending = prospects.opening(FlowFacts(Flow(1, key, None, 0.0, FlowState.OPENING), ()))
+        assert [one.rule for one in prospects.touched(pending, [{"tls.sni": "www.a.com"}])] == some
+        unlisted = [one.rule.name for one in prospects.touched(pending, [{"tls.sni": "e.com"}])]
+        assert unlisted == [one.name for one in rest if one.name == "not"]
