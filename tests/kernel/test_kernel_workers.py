@@ -151,6 +151,40 @@ def test_all_protocols_between_two_addresses_meet_the_same_residual_block(net: S
 
 
 @in_namespaces
+def test_a_block_of_a_server_holds_for_clients_of_all_workers(net: SmallNet) -> None:
+    rules = RULES.replace("2tuple", "server")
+    clients = [f"192.0.2.{number}" for number in range(20, 32)]
+    with net.on("client"):
+        run("; ".join(f"ip addr add {address}/24 dev eth0" for address in clients))
+    with _censor(rules=rules) as censor:
+        with net.udp("client") as client:
+            client.sendto(QUERY, (SERVER4, 53))
+        wait_until(lambda: len(_events("alert")) == 1, "the query")
+        server = net.udp("server", port=9000)
+        server.settimeout(0.3)
+        for address in clients:
+            with net.on("client"), socket.socket(socket.AF_INET, socket.SOCK_DGRAM) as client:
+                client.bind((address, 0))
+                client.sendto(b"blocked?", (SERVER4, 9000))
+        with pytest.raises(TimeoutError):
+            server.recv(100)
+        server.close()
+        assert "one worker" not in censor.stop()
+
+
+@in_namespaces
+def test_one_worker_decides_all_where_a_rule_bears_upon_all_flows(net: SmallNet) -> None:
+    _many_servers(net)
+    slow = "  - {name: slow, match: {port.server: 9000}, action: throttle, with: {rate: 100mbit, per: rule}}\n"
+    with _censor(rules=RULES + slow) as censor:
+        for address in SERVERS4[:8]:
+            _exchange(net, address)
+        rows = [line.split() for line in run("cat /proc/net/netfilter/nfnetlink_queue").splitlines()]
+        assert [int(row[0]) for row in rows if int(row[7])] == [0]
+        assert "one worker decides all packets, because the rule 'slow' bears upon flows of all" in censor.stop()
+
+
+@in_namespaces
 def test_the_fragments_of_a_datagram_reach_one_worker(net: SmallNet) -> None:
     _many_servers(net)
     with _censor() as censor:
