@@ -82,9 +82,11 @@ class Tcb:
 
         now: the censor's clock, in seconds.
         """
-        if self.torn_down or self._hole_is_too_old(now) or not self._accepts(packet, direction):
-            return b""
         options, flags, payload = self._options, packet.flags, packet.payload
+        if self.torn_down or (self._hole_ends is not None and self._hole_is_too_old(now)):
+            return b""
+        if (options.bad_ack < 1.0 or options.old_timestamp < 1.0) and not self._accepts(packet, direction):
+            return b""
         if options.bad_data_offset == "read_header_as_payload" and has_bad_data_offset(packet):
             payload = packet.raw[packet.transport_offset + packet.data_offset * 4 :]
         locked = bool(self._lock_on) and self._leaves_resync(packet, direction, payload)
@@ -102,7 +104,7 @@ class Tcb:
         stream = self._streams.get(direction)
         self._before = None if stream is None else stream.next_seq
         opening = not self.established
-        if opening and direction is _CLIENT and flags & _ACK and not flags & (_SYN | _RST):
+        if opening and flags & _ACK and direction is _CLIENT and not flags & (_SYN | _RST):
             self.established = options.established_by == "ack" or self._fits(packet)
         ready = b""
         if payload and self._reads(packet, direction, payload, opening=opening):
