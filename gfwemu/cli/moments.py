@@ -11,27 +11,24 @@ import click
 _Function = TypeVar("_Function", bound=Callable[..., Any])
 
 
-class Moment(click.ParamType):
+def _moment(context: click.Context, parameter: click.Parameter, text: str | None) -> float | None:
     """`2025-08-20T00:30+08:00` as seconds since the epoch; without an offset it is UTC."""
-
-    name = "moment"
-
-    def convert(self, value: Any, param: click.Parameter | None, ctx: click.Context | None) -> float:
-        if isinstance(value, float):
-            return value
-        try:
-            moment = datetime.datetime.fromisoformat(str(value))
-            aware = moment if moment.tzinfo is not None else moment.replace(tzinfo=datetime.UTC)
-            return aware.timestamp()
-        except (ValueError, OverflowError):
-            self.fail(f"'{value}' is no moment; write it as in 2025-08-20T00:30+08:00", param, ctx)
+    if text is None:
+        return None
+    try:
+        moment = datetime.datetime.fromisoformat(text)
+        aware = moment if moment.tzinfo is not None else moment.replace(tzinfo=datetime.UTC)
+        return aware.timestamp()
+    except (ValueError, OverflowError):
+        message = f"'{text}' is no moment; write it as in 2025-08-20T00:30+08:00"
+        raise click.BadParameter(message, context, parameter) from None
 
 
 def with_clock_options(function: _Function) -> _Function:
     """`--time-scale` and `--start-time`."""
     start = click.option(
         "--start-time",
-        type=Moment(),
+        callback=_moment,
         metavar="WHEN",
         help="What the censor's clock shows at first, as in 2025-08-20T00:30+08:00; the real time by default.",
     )
