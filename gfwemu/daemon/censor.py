@@ -88,6 +88,10 @@ class Censor:
                 called()
             count = queue.read(_BATCH) if queue_fd in ready or queue.backlog else 0
             self._packets += count
+            if count < _BATCH:
+                # Who sees what became of a packet finds it in the log.
+                self.output(self._outputs.flush)
+            queue.flush()
             now = clock()
             if now >= next_beat:
                 next_beat = now + interval
@@ -97,9 +101,8 @@ class Censor:
             if self._timer_at is not None and now >= self._timer_at:
                 self._timer_at = None
                 self._perform(self._decide(TimerFired(now), None), now)
-                queue.flush()
-            if count < _BATCH:
                 self.output(self._outputs.flush)
+                queue.flush()
 
     def stop(self) -> None:
         self._stop = True

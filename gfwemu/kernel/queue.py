@@ -114,7 +114,7 @@ class PacketQueue:
 
     The bulk queue hands over headers only, and of the packets as they are before segmentation offload splits them: a
     packet of 64 KB costs no more than one of 1500 bytes. Its packets have numbers of their own. `flush` sends the
-    verdicts that wait; `read` does so, too.
+    verdicts that wait.
     """
 
     def __init__(self, number: int, ends: tuple[str, str], receive: Receive, options: QueueOptions) -> None:
@@ -162,21 +162,21 @@ class PacketQueue:
             )
 
     def read(self, limit: int) -> int:
-        """Hands over what waits, at most `limit` packets. Returns how many. What `receive` raises comes out here."""
+        """Hands over what waits, at most `limit` packets. Returns how many. What `receive` raises comes out here.
+
+        The verdicts of the last of them wait for `flush`: the caller may have something to do that shall come before.
+        """
         waiting = self._arrived
         count = 0
-        try:
-            while count < limit:
-                self._fetch()
-                if not waiting:
-                    break
-                turn = min(_TURN, len(waiting), limit - count)
-                for _ in range(turn):
-                    self._message(waiting.popleft())
-                count += turn
-                self.flush()
-        finally:
+        while count < limit:
+            self._fetch()
+            if not waiting:
+                break
             self.flush()
+            turn = min(_TURN, len(waiting), limit - count)
+            for _ in range(turn):
+                self._message(waiting.popleft())
+            count += turn
         return count
 
     @property
