@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import random
 from collections.abc import Iterable
-from typing import TypeVar
 
 from gfwemu.dissect.dissector import Dissector
 from gfwemu.dissect.outcome import Confirm, DeferredFacts, Message, Reject, Session
@@ -21,8 +20,6 @@ KEPT_BYTES = 4096
 
 _TCP, _UDP = int(Transport.TCP), int(Transport.UDP)
 _TO_CLIENT = Direction.TO_CLIENT
-_T = TypeVar("_T")
-
 UNKNOWN = Message({"protocol": "unknown"})
 
 
@@ -80,17 +77,15 @@ class Inspector:
         data = flow.tcb.read(packet, direction, flow.last)
         if not data or (direction is _TO_CLIENT and not self._reads_server):
             return []
-        index = direction_index(direction)
         if tcp.reassembly == "none":
             return self._read_alone(packet, flow, direction)
-        if tcp.reassembly == "first_segment" and flow.payloads[index] > 1:
+        if tcp.reassembly == "first_segment" and flow.payloads[direction_index(direction)] > 1:
             # A server that speaks first, and at length, does not hide what its client says.
             return self._give_up(flow) if flow.payloads[0] else []
-        room = tcp.inspect - flow.inspected[index]
-        flow.inspected = _replaced(flow.inspected, index, flow.inspected[index] + len(data))
-        kept = flow.excerpts[index]
+        room = tcp.inspect - flow.inspect(direction, len(data))
+        kept = flow.excerpt(direction)
         if len(kept) < KEPT_BYTES:
-            flow.excerpts = _replaced(flow.excerpts, index, kept + data[: KEPT_BYTES - len(kept)])
+            flow.keep(direction, kept + data[: KEPT_BYTES - len(kept)])
         messages = self._feed(flow, direction, data[:room]) if room > 0 else []
         return messages if len(data) <= room else messages + self._give_up(flow)
 
@@ -104,14 +99,14 @@ class Inspector:
     def _read_alone(self, packet: Packet, flow: Flow, direction: Direction) -> list[Message]:
         """Each segment by itself, as if the stream began and ended with it."""
         flow.sessions = None
-        flow.excerpts = _replaced(flow.excerpts, direction_index(direction), packet.payload[:KEPT_BYTES])
+        flow.keep(direction, packet.payload[:KEPT_BYTES])
         messages = self._feed(flow, direction, packet.payload)
         messages += self._give_up(flow)
         flow.sessions = None
         return messages
 
     def _read_datagram(self, packet: Packet, flow: Flow, direction: Direction) -> list[Message]:
-        flow.excerpts = _replaced(flow.excerpts, direction_index(direction), packet.payload[:KEPT_BYTES])
+        flow.keep(direction, packet.payload[:KEPT_BYTES])
         return self._feed(flow, direction, packet.payload)
 
     def _feed(self, flow: Flow, direction: Direction, data: bytes) -> list[Message]:
@@ -146,7 +141,3 @@ def _named(message: Message, protocol: str) -> Message:
     if isinstance(facts, DeferredFacts):
         return Message(facts.plus("protocol", protocol), message.spans, message.query)
     return Message({**facts, "protocol": protocol}, message.spans, message.query)
-
-
-def _replaced(pair: tuple[_T, _T], index: int, value: _T) -> tuple[_T, _T]:
-    return (value, pair[1]) if index == 0 else (pair[0], value)

@@ -17,7 +17,7 @@ from gfwemu.engine.pending import Prospects
 from gfwemu.engine.records import Evidence, FlowRef, MessageSeen, ResidualHit, RuleHit
 from gfwemu.engine.treatments import PassFlow, covers
 from gfwemu.engine.work import Decision, Work
-from gfwemu.flow.flow import Flow, direction_index
+from gfwemu.flow.flow import Flow
 from gfwemu.flow.residual import Block, KeyKind, ResidualTable, residual_key
 from gfwemu.model import Direction, Transport, Verdict
 from gfwemu.rules.compiled import CompiledRule, RuleSet
@@ -166,7 +166,7 @@ class Judge:
         latest = messages[-1] if messages else Message(work.flow.facts)
         whole = [(View(decision.facts, work.flow.facts, packet), latest)]
         single = [(View(decision.facts, message.facts, packet), message) for message in messages]
-        stream = work.flow.excerpts[direction_index(work.direction)]
+        stream = work.flow.excerpt(work.direction)
         over: set[str] = set()
         done: set[tuple[str, int]] = set()
         for candidate in candidates:

@@ -14,8 +14,6 @@ from gfwemu.model import Direction, FiveTuple, Side
 
 _TO_SERVER = Direction.TO_SERVER
 _NOTHING: Mapping[str, Any] = MappingProxyType({})
-_NOWHERE = (0, 0)
-_NO_EXCERPTS = (b"", b"")
 
 
 class FlowState(Enum):
@@ -51,12 +49,14 @@ class Flow:
         "confirmed",
         "decision",
         "dropped",
-        "excerpts",
+        "excerpt_to_client",
+        "excerpt_to_server",
         "facts",
         "fins",
         "flow_id",
         "injected",
-        "inspected",
+        "inspected_to_client",
+        "inspected_to_server",
         "last",
         "packets_to_client",
         "packets_to_server",
@@ -82,8 +82,8 @@ class Flow:
         self.packets_to_server = self.packets_to_client = 0
         self.bytes_to_server = self.bytes_to_client = 0
         self.payloads_to_server = self.payloads_to_client = 0
-        self.inspected = _NOWHERE
-        self.excerpts = _NO_EXCERPTS
+        self.inspected_to_server = self.inspected_to_client = 0
+        self.excerpt_to_server = self.excerpt_to_client = b""
         self.dropped = 0
         self.injected = 0
         self.protocol = ""
@@ -118,6 +118,27 @@ class Flow:
             self.packets_to_client += packets
             self.bytes_to_client += size
 
+    def inspect(self, direction: Direction, length: int) -> int:
+        """Books bytes that dissectors get to see; returns how many there were before."""
+        if direction is _TO_SERVER:
+            before = self.inspected_to_server
+            self.inspected_to_server = before + length
+        else:
+            before = self.inspected_to_client
+            self.inspected_to_client = before + length
+        return before
+
+    def excerpt(self, direction: Direction) -> bytes:
+        """What is kept of the stream's beginning, or of the datagram."""
+        return self.excerpt_to_server if direction is _TO_SERVER else self.excerpt_to_client
+
+    def keep(self, direction: Direction, excerpt: bytes) -> None:
+        """Takes the place of what was kept of that direction."""
+        if direction is _TO_SERVER:
+            self.excerpt_to_server = excerpt
+        else:
+            self.excerpt_to_client = excerpt
+
     @property
     def packets(self) -> tuple[int, int]:
         """To the server, to the client."""
@@ -136,14 +157,14 @@ class Flow:
     def forget_stream(self) -> None:
         """Gives back the memory of inspection; no dissector looks at the flow again."""
         self.sessions = ()
-        self.excerpts = _NO_EXCERPTS
+        self.excerpt_to_server = self.excerpt_to_client = b""
         self.tcb = None
 
     def read_anew(self) -> None:
         """Lets dissectors look at a flow again that they had done with, from here on."""
         self.sessions = None
-        self.excerpts = _NO_EXCERPTS
-        self.inspected = _NOWHERE
+        self.excerpt_to_server = self.excerpt_to_client = b""
+        self.inspected_to_server = self.inspected_to_client = 0
 
 
 def direction_index(direction: Direction) -> int:

@@ -36,7 +36,8 @@ class Tcb:
         "_rng",
         "_seen",
         "_stamps",
-        "_streams",
+        "_to_client",
+        "_to_server",
         "established",
         "torn_down",
     )
@@ -44,7 +45,8 @@ class Tcb:
     def __init__(self, options: TcpOptions, rng: random.Random) -> None:
         self._options = options
         self._rng = rng
-        self._streams: dict[Direction, Stream] = {}
+        self._to_server: Stream | None = None
+        self._to_client: Stream | None = None
         self._before: int | None = None
         self._seen = 0
         self._isn: int | None = None
@@ -101,7 +103,7 @@ class Tcb:
             # RFC 9293 section 3.4: data on a SYN begins behind it (RFC 7413 makes use of that).
             first = (packet.seq + 1) % _MODULUS
             self._synchronise(packet, direction, first)
-        stream = self._streams.get(direction)
+        stream = self._stream_of(direction)
         self._before = None if stream is None else stream.next_seq
         opening = not self.established
         if opening and flags & _ACK and direction is _CLIENT and not flags & (_SYN | _RST):
@@ -125,7 +127,7 @@ class Tcb:
 
         None where the censor keeps no stream and cannot know.
         """
-        stream = self._streams.get(direction)
+        stream = self._stream_of(direction)
         if stream is None or self.torn_down or self._lock_on or self._options.reassembly != "full":
             return None
         return stream.next_seq if passed else self._before
@@ -147,7 +149,7 @@ class Tcb:
 
     def _fits(self, packet: Packet) -> bool:
         """Whether an ACK of the client bears the numbers that follow from the handshake."""
-        client, server = self._streams.get(_CLIENT), self._streams.get(_SERVER)
+        client, server = self._to_server, self._to_client
         return (
             client is not None
             and server is not None
@@ -175,7 +177,7 @@ class Tcb:
 
     def _has_bad_ack(self, packet: Packet, direction: Direction) -> bool:
         """It acknowledges what was never sent, or what was acknowledged long ago (RFC 5961 section 5.2)."""
-        peer = self._streams.get(direction.opposite)
+        peer = self._stream_of(direction.opposite)
         if peer is None or not packet.flags & _ACK:
             return False
         return not -_WINDOW <= seq_delta(packet.ack, peer.next_seq) <= 0
@@ -245,10 +247,10 @@ class Tcb:
         first = (packet.seq + 1) % _MODULUS if packet.flags & _SYN else packet.seq
         if direction is _CLIENT and packet.flags & _ACK and self._options.simultaneous_open == "off_by_one":
             first = packet.seq
-        self._streams[direction] = self._stream(first)
+        self._put(direction, self._stream(first))
         self._isn = packet.seq if packet.flags & _SYN else None
         if direction is _SERVER:
-            self._streams[_CLIENT] = self._stream(packet.ack)
+            self._to_server = self._stream(packet.ack)
             self._isn = (packet.ack - 1) % _MODULUS
 
     # -- ends ---------------------------------------------------------------------------------------------------
@@ -289,17 +291,27 @@ class Tcb:
 
     # -- streams ------------------------------------------------------------------------------------------------
 
+    def _stream_of(self, direction: Direction) -> Stream | None:
+        return self._to_server if direction is _CLIENT else self._to_client
+
+    def _put(self, direction: Direction, stream: Stream) -> None:
+        if direction is _CLIENT:
+            self._to_server = stream
+        else:
+            self._to_client = stream
+
     def _open(self, direction: Direction, next_seq: int) -> None:
-        if direction not in self._streams:
-            self._streams[direction] = self._stream(next_seq)
+        if self._stream_of(direction) is None:
+            self._put(direction, self._stream(next_seq))
 
     def _data(self, seq: int, payload: bytes, direction: Direction, now: float) -> bytes:
         options = self._options
         if options.reassembly != "full":
             return payload
-        stream = self._streams.get(direction)
+        stream = self._stream_of(direction)
         if stream is None:
-            stream = self._streams[direction] = self._stream(seq)
+            stream = self._stream(seq)
+            self._put(direction, stream)
         ready = stream.push(seq, payload)
         if stream.overflowed and options.on_overflow == "forget":
             self.torn_down = True
