@@ -296,7 +296,8 @@ def _why_every_packet(rule: CompiledRule) -> str:
 
 
 def _why_server_payload(rule: CompiledRule) -> str:
-    if rule.scope is Scope.PACKET and _holds_towards_client(rule):
+    flags = [condition for condition in rule.conditions if condition.field == "tcp.flags"]
+    if rule.scope is Scope.PACKET and _holds_towards_client(rule) and all(map(_holds_bare, flags)):
         return "matches packets of the server"
     return ""
 

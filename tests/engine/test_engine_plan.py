@@ -304,7 +304,8 @@ def compare(rules: RuleSet, steps: list[Step], later: RuleSet | None) -> tuple[i
             plain.replace(later)
             planned.replace(later)
         talk = talks[which]
-        if after > LIVES.udp:
+        if after > LIVES.udp or (later is not None and place == len(steps) // 2):
+            # Of a UDP flow that is new to it, user space takes who speaks first for the client.
             for one in talks:
                 one.heard = one.heard and one.tuple.proto == 6
         if kind in ("fragments", "icmp"):
