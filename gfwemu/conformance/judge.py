@@ -233,9 +233,8 @@ def _ttl_fits(kind: Forged, one: Seen, scene: Scene) -> bool:
     cause = scene.trigger(one)
     if cause is None:
         return False
-    # Copied at the censor, and once more as far back.
-    hops = scene.stage.path.towards(one.side)
-    return abs(cause.packet.ttl - 2 * hops - one.packet.ttl) <= 1
+    # Copied at the censor, itself a router on the way there, and once more as far back.
+    return one.packet.ttl == cause.packet.ttl - 2 * scene.stage.path.towards(one.side) - 1
 
 
 def _delay_fits(kind: Forged, one: Seen, scene: Scene) -> bool:

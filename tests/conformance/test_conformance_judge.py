@@ -56,6 +56,30 @@ description: d
 rules:
   - {name: r, match: {port.server: 443}, action: drop, with: {direction: to_client}}
 """
+SAME = """
+version: 1
+description: d
+rules:
+  - name: r
+    match: {tls.sni: blocked.example}
+    action: reset
+    placement: on-path
+    with: {injectors: [{flags: RA, count: 3, ttl: 107, window: 5, ip_id: 9}]}
+"""
+POISON = """
+version: 1
+description: d
+rules:
+  - name: r
+    match: {dns.qname: blocked.example}
+    action: poison
+    placement: PLACEMENT
+    with: {a: [203.0.113.250], injectors: [{ttl: mirror, authoritative: true, answer_ttl: 77, delay: DELAY}]}
+"""
+QUERY: list[Any] = [
+    {"udp": {"port": 53, "server": "resolver"}},
+    {"send": {"dns": {"name": "www.blocked.example"}}},
+]
 HELLO: list[Any] = [
     {"connect": {"port": 443, "server": "silent", "handshake": "blind"}},
     {"send": {"tls": {"sni": "blocked.example"}}},
@@ -210,3 +234,45 @@ def test_bare_packets_are_counted(tmp_path: Path) -> None:
     expect = {"connection": "timeout", "packets_answered": "all"}
     result = play(tmp_path, ONE_WAY, [{"connect": 443}], expect)
     assert result.wrong == ["packets answered 0 of 1 instead of all"]
+
+
+@pytest.mark.parametrize(("field", "verdict"), [("increment", FAIL), ("same", PASS)])
+@pytest.mark.parametrize("name", ["ttl", "window", "id"])
+def test_equal_ones_do_not_increase(tmp_path: Path, field: str, verdict: str, name: str) -> None:
+    expect = {"at_client": [{"count": 3, "flags": "RA", field: [name]}]}
+    assert play(tmp_path, SAME, HELLO, expect).verdict == verdict
+
+
+def test_all_of_nothing_is_not_all(tmp_path: Path) -> None:
+    result = play(tmp_path, SAME, [{"connect": 443}], {"delivered": "all"})
+    assert result.wrong == ["delivered 0 of 0 instead of all"]
+    assert play(tmp_path, SAME, [{"connect": 443}], {"delivered": "none"}).verdict == FAIL
+
+
+def poison(placement: str = "on-path", delay: str = "0ms") -> str:
+    return POISON.replace("PLACEMENT", placement).replace("DELAY", delay)
+
+
+@pytest.mark.parametrize(("rules", "wanted", "verdict"), [
+    (poison(), "last", PASS), (poison(), "arrives", PASS), (poison(), "none", FAIL),
+    (poison(delay="300ms"), "last", FAIL), (poison(delay="300ms"), "arrives", PASS),
+    (poison("in-path"), "none", PASS), (poison("in-path"), "arrives", FAIL), (poison("in-path"), "last", FAIL),
+])  # fmt: skip
+def test_the_race_with_the_real_answer(tmp_path: Path, rules: str, wanted: str, verdict: str) -> None:
+    assert play(tmp_path, rules, QUERY, {"at_client": 1, "real_answer": wanted}).verdict == verdict
+
+
+@pytest.mark.parametrize(("answer", "verdict"), [
+    ({"aa": True, "ttl": 77, "type": "A", "pool": ["203.0.113.248/29"], "answers": 1, "rcode": 0}, PASS),
+    ({"flags": 0x8580, "questions": 1, "additional": 0, "ra": True, "rd": True}, PASS),
+    ({"aa": False}, FAIL), ({"ttl": 78}, FAIL), ({"type": "AAAA"}, FAIL), ({"pool": ["203.0.113.0/28"]}, FAIL),
+    ({"answers": 2}, FAIL), ({"rcode": 3}, FAIL), ({"flags": 0x8180}, FAIL), ({"questions": 0}, FAIL),
+    ({"additional": 1}, FAIL), ({"ra": False}, FAIL), ({"rd": False}, FAIL),
+])  # fmt: skip
+def test_forged_answers(tmp_path: Path, answer: dict[str, Any], verdict: str) -> None:
+    assert play(tmp_path, poison(), QUERY, {"at_client": [{"dns": answer}]}).verdict == verdict
+
+
+@pytest.mark.parametrize(("ttl", "verdict"), [("mirrored", PASS), (49, PASS), (50, FAIL)])
+def test_a_copied_ttl(tmp_path: Path, ttl: object, verdict: str) -> None:
+    assert play(tmp_path, poison(), QUERY, {"at_client": [{"ttl": ttl}]}).verdict == verdict
