@@ -115,7 +115,8 @@ def _exchange(net: SmallNet, address: str, port: int = 9000, text: bytes = b"hel
 @in_namespaces
 def test_flows_are_shared_out_and_each_stays_with_its_worker(net: SmallNet) -> None:
     _many_servers(net)
-    with _censor() as censor:
+    counted = "  - {name: counted, match: {port.server: 9000}, action: freeze, with: {packets: 1000}}\n"
+    with _censor(rules=RULES + counted) as censor:
         for address in (*SERVERS4, *SERVERS6):
             _exchange(net, address)
         rows = [line.split() for line in run("cat /proc/net/netfilter/nfnetlink_queue").splitlines()]
@@ -126,6 +127,7 @@ def test_flows_are_shared_out_and_each_stays_with_its_worker(net: SmallNet) -> N
     flows = _events("flow")
     # A worker that had seen but one direction would have had a flow of its own for it.
     assert sorted(str(flow["dest_ip"]) for flow in flows) == sorted([*SERVERS4, *SERVERS6])
+    assert {flow["flow"]["pkts_toclient"] for flow in flows} == {1}  # type: ignore[index]
     assert len({flow["flow_id"] for flow in flows}) == len(flows)
     assert _is_clean()
 
