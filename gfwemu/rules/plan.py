@@ -10,7 +10,7 @@ from gfwemu.model import Placement
 from gfwemu.rules.actions import Drop, IcmpUnreachable, Pass, Reset
 from gfwemu.rules.compiled import CompiledRule, Matcher, RuleSet, Scope
 from gfwemu.rules.matchers import AnyOf, ExactSet
-from gfwemu.rules.needs import TRANSPORTS, Needs, Ports, find_needs, spans_of, united
+from gfwemu.rules.needs import TRANSPORTS, Needs, Ports, find_needs, rule_transports, spans_of, united
 from gfwemu.rules.networks import NetworkSet, network_text
 from gfwemu.rules.quantities import Varied
 from gfwemu.rules.spread import Spread, spread_of
@@ -140,6 +140,9 @@ def compile_plan(rules: RuleSet) -> KernelPlan:
         kernel.extend(entries)
         if not entries and rule.scope is not Scope.MESSAGE:
             earlier.append(reach or _Reach())
+        elif not entries and "udp" in rule_transports(rule):
+            # The first datagram of a flow may be a whole message.
+            earlier.append(replace(reach or _Reach(), transports=frozenset({"udp"})))
     decided = frozenset(entry.index for entry in kernel)
     needs = united([find_needs(own, decided) for own in rules.split()])
     return KernelPlan(

@@ -7,6 +7,7 @@ import random
 from dataclasses import replace
 from typing import Any
 
+import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 from plan_model import PlanModel
@@ -346,3 +347,51 @@ def test_a_plan_never_changes_what_arrives_and_which_rules_fire(seed: int) -> No
 def test_nor_does_it_where_rules_are_reloaded_meanwhile(seed: int) -> None:
     rng = random.Random(seed)
     compare(rule_set(rng), steps_of(rng), without_history(rule_set(rng)))
+
+
+INNOCENT = REQUEST.replace(b"blocked", b"allowed") % b""
+
+
+@pytest.mark.parametrize(
+    ("some", "tcp", "talk", "dropped"),
+    [
+        (
+            rule("drop", {"payload.contains": Holds(b"forbidden"), "direction": texts("to_client")}),
+            TcpOptions(),
+            [(0, "client-say", b"x"), (0, "server-say", b"forbidden")],
+            [5, 6],
+        ),
+        (
+            rule("drop", {"http.host": texts("www.blocked.example"), "transport": texts("tcp")}),
+            TcpOptions(inspect=1000),
+            [(0, "client-say", INNOCENT), *[(0, "server-say", b"y" * 700)] * 2, (0, "client-say", REQUEST % b"")],
+            [9, 10],
+        ),
+        (
+            rule(
+                "drop",
+                {"tls.sni": texts("www.blocked.example"), "port.server": numbers("443")},
+                residual={"key": "2tuple", "seconds": 30, "action": "drop"},
+            ),
+            TcpOptions(),
+            [(1, "client-say", b"x"), (0, "client-say", BLOCKED), (1, "client-say", b"x"), (1, "server-say", b"x")],
+            [8, 9, 10, 11, 12, 13],
+        ),
+    ],
+    ids=["the server's payload", "what the server says does not tire the censor", "a block on another port"],
+)
+def test_a_plan_lets_user_space_see(
+    some: CompiledRule, tcp: TcpOptions, talk: list[tuple[int, str, bytes]], dropped: list[int]
+) -> None:
+    names = frozenset({rule_fields()[one.field].dissector for one in some.conditions} - {""})
+    rules = replace(ruleset(some, tcp=tcp, flows=LIVES), dissectors=names)
+    compare(rules, [(*step, 0.0) for step in talk], None)
+    model = PlanModel(rules, compile_plan(rules))
+    talks, number = [Talk(*pair) for pair in PAIRS], 0
+    for which, kind, word in talk:
+        for data, side in talks[which].packets(kind, word) if kind != "server-say" or talks[which].began else []:
+            model.packet(number, data, 0.0, side)
+            talks[which].heard = True
+            number += 1
+    fates = model.stop().fates
+    assert [number for number, fate in fates.items() if fate[0] is Verdict.DROP] == dropped

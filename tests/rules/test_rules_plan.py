@@ -92,6 +92,8 @@ PAIRS = "action: reset, residual: {key: 2tuple}"
         ("match: {transport: udp, packet.length: '>9'}, action: pass", BLOCK.replace("drop", "reset"), True),
         ("match: {transport: udp, packet.length: '>9'}, action: pass", BLOCK, False),
         ("match: {tls.sni: a.example}, action: pass", BLOCK, True),
+        ("match: {dns.qname: a.example}, action: pass", BLOCK, False),
+        ("match: {dns.qname: a.example}, action: pass", BLOCK.replace("drop", "reset"), True),
         ("match: {ip.server: {not: 203.0.113.9}}, action: alert", BLOCK, False),
         (f"match: {{tls.sni: a.example}}, {PAIRS}", "match: {port.server: 80}, action: drop", False),
         (f"match: {{tls.sni: a.example}}, {PAIRS}", BLOCK, True),
