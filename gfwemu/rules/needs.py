@@ -102,11 +102,14 @@ def united(parts: Sequence[Needs]) -> Needs:
 def server_readers(rules: RuleSet) -> list[Reason]:
     """Why any dissector over TCP must be fed what the server says; empty: none needs it."""
     found: list[Reason] = []
+    # An answer of the server is what ends a row of pipelined requests.
+    pipelined = rules.options.dissect.http_pipelined == "first_only"
+    client_readers = _CLIENT_READERS - {"http"} if pipelined else _CLIENT_READERS
     for rule in rules.rules:
         if "tcp" not in rule_transports(rule):
             continue
         names = rules.dissectors if rule.hooks else _dissectors_of(rule) & rules.dissectors
-        for name in sorted(names - _CLIENT_READERS):
+        for name in sorted(names - client_readers):
             if Transport.TCP in dissector_transports().get(name, frozenset()):
                 found.append(Reason(rule.name, f"{name} is read in both directions"))
                 break
