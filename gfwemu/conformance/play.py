@@ -279,6 +279,8 @@ class Play:
             channel.pump()
             mine = [one for one in self._stage.trace.injected(channel.side, mark) if one.packet.five_tuple == back]
             if mine:
+                # What else it met belongs to it, not to what comes next.
+                await self._stage.sleep(SETTLE)
                 return "reset" if channel.is_tcp else "blocked"
             waited = self._stage.now - start
             read = data in self._stage.received(channel.flow)

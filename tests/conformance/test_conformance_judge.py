@@ -167,6 +167,21 @@ def test_a_residual_block_at_another_time(tmp_path: Path, seconds: int, outcome:
     assert (result.verdict, result.wrong) == (FAIL, [said])
 
 
+def test_what_a_later_flow_met_is_not_looked_at_again(tmp_path: Path) -> None:
+    rules = RESETS + "    residual: {key: 3tuple, seconds: 60}\n"
+    steps = [*ANSWERED, {"expect": "resets"}, {"try": "same", "outcome": "reset"}, {"expect": {"at_client": 0}}]
+    result = play(tmp_path, rules, steps)
+    assert (result.verdict, result.wrong) == (PASS, [])
+
+
+def test_overlapping_segments_hold_bytes_twice(tmp_path: Path) -> None:
+    spy = "version: 1\ndescription: d\nrules:\n  - {name: r, match: {payload.length: 7}, action: drop}\n"
+    plain = [{"connect": 443}, {"send": "0123456789abcd", "cut": [10]}]
+    twice = [{"connect": 443}, {"send": "0123456789abcd", "cut": [10], "overlap": 3}]
+    assert play(tmp_path, spy, plain, {"delivered": "2 of 2"}).verdict == PASS
+    assert play(tmp_path, spy, twice, {"delivered": "1 of 2"}).verdict == PASS
+
+
 def test_a_rate_is_measured(tmp_path: Path) -> None:
     rate = {"published": 0.5, "tolerance": 0.12, "not": [0.3, 0.7]}
     good = play(tmp_path, CHANCE, HELLO, "resets", repeat=250, rate=rate)
