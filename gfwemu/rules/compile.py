@@ -13,7 +13,7 @@ from gfwemu.rules.draft import Draft
 from gfwemu.rules.fields import UNKNOWN_PROTOCOL, dissector_transports
 from gfwemu.rules.matchers import ExactSet
 
-TCP_ACTIONS: frozenset[str] = frozenset({"reset", "fin", "rewrite_to_reset", "blockpage", "tls_alert"})
+TCP_ACTIONS: frozenset[str] = frozenset({"reset", "fin", "rewrite_to_reset", "blockpage", "tls_alert", "probe"})
 """These exist on TCP only; so does `redirect` with `location`."""
 
 _ALL_TRANSPORTS = frozenset({1, 6, 17, 58, -1})
@@ -53,6 +53,8 @@ def _compile(draft: Draft, alternative: Alternative, index: int) -> CompiledRule
         schedule=draft.schedule,
         cite=draft.entry.cite,
         observed=draft.entry.observed,
+        evidence=draft.entry.evidence or "",
+        guessed=tuple(draft.entry.guessed),
         box=draft.entry.box or "",
     )
 

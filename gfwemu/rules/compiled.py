@@ -78,6 +78,8 @@ class CompiledRule:
     repeat: bool = False
     cite: str = ""
     observed: str = ""
+    evidence: str = ""
+    guessed: tuple[str, ...] = ()
     box: str = ""
 
     @property

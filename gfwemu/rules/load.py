@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections import Counter
 from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -91,7 +92,8 @@ def _all_drafts(roots: Sequence[SourceFile], subscribers: Sequence[Subscriber], 
     def visit(source: SourceFile, above: tuple[SourceFile, ...]) -> list[Draft]:
         included = [draft for one in source.includes for draft in visit(one, (*above, source))]
         scope = Names(visible_lists(source, above), names, groups, source.path.parent)
-        return _without_disabled(source, included, problems) + read_drafts(source, scope, problems)
+        drafts = _without_disabled(source, included, problems) + read_drafts(source, scope, problems)
+        return _replaced(source, drafts, problems)
 
     return [draft for root in roots for draft in visit(root, ())]
 
@@ -106,6 +108,22 @@ def _without_disabled(source: SourceFile, drafts: list[Draft], problems: list[Pr
             problems.append(Problem(item.place, f"'disable': no included rule is named '{shorten(item.text)}'{near}"))
     names = {item.text for item in disabled}
     return [draft for draft in drafts if draft.name not in names]
+
+
+def _replaced(source: SourceFile, drafts: list[Draft], problems: list[Problem]) -> list[Draft]:
+    """Of the rules that share a name under `replace`, only the last, in the place of the first."""
+    last = {draft.name: draft for draft in drafts}
+    counts = Counter(draft.name for draft in drafts)
+    complete = not problems
+    names: set[str] = set()
+    for item in _texts(source.tree.get("replace")):
+        names.add(item.text)
+        if counts[item.text] < 2 and complete:
+            near = suggestion(item.text, counts) if item.text not in counts else ""
+            fix = near or "; the last of several rules of that name takes the place of the others"
+            problems.append(Problem(item.place, f"'replace': no two rules are named '{shorten(item.text)}'{fix}"))
+    kept = {draft.name: last[draft.name] for draft in reversed(drafts) if draft.name in names}
+    return [kept.pop(draft.name, draft) for draft in drafts if draft.name not in names or draft.name in kept]
 
 
 def _subscribers(source: SourceFile, problems: list[Problem]) -> list[tuple[Subscriber, Node]]:

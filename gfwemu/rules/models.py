@@ -26,6 +26,7 @@ from gfwemu.rules.tcp import TcpSection
 
 Name = Annotated[str, Field(pattern=r"^[A-Za-z0-9][A-Za-z0-9._-]{0,63}$")]
 PlacementName = Literal["on-path", "in-path"]
+Evidence = Literal["found", "secondary", "computed", "anecdote", "recall", "inference", "guess"]
 Count = Annotated[int, Field(ge=1, le=10_000_000)]
 Bytes = Annotated[Size, Field(ge=1, le=1_000_000_000)]
 Seconds = Annotated[Duration, Field(gt=0, le=31_536_000)]
@@ -144,6 +145,8 @@ class RuleEntry(Section):
     box: Name | None = None
     cite: str = ""
     observed: str = ""
+    evidence: Evidence | None = None
+    guessed: list[str] = []
 
 
 class RuleFile(Section):
@@ -153,6 +156,7 @@ class RuleFile(Section):
     description: str = ""
     include: list[str] = []
     disable: list[str] = []
+    replace: list[str] = []
     lists: dict[Name, ListEntry] = {}
     defaults: Defaults = Defaults()
     engine: EngineSection = EngineSection()
