@@ -15,6 +15,8 @@ from gfwemu.engine.series import open_engine, widened
 from gfwemu.errors import UsageError
 from gfwemu.kernel.queue import QUEUE_NUMBERS
 from gfwemu.kernel.table import DEFAULT_QUEUE
+from gfwemu.prober.client import ProberProcess
+from gfwemu.rules.compiled import RuleSet
 from gfwemu.rules.load import load_rules
 from gfwemu.rules.plan import compile_plan
 
@@ -74,6 +76,14 @@ _FILE = click.Path(dir_okay=False, path_type=Path)
 @click.option("--metrics", type=_FILE, metavar="FILE", help="Keep Prometheus metrics in this file.")
 @click.option("--seed", type=int, metavar="N", help="Of the random choices; the rule file's by default.")
 @with_clock_options
+@click.option(
+    "--hops",
+    type=click.IntRange(1, 64),
+    default=1,
+    show_default=True,
+    metavar="N",
+    help="Routers up to the servers, so that probes arrive there with the TTL that their rule says.",
+)
 @click.option("--pid-file", type=_FILE, metavar="FILE", help="Write the process number here.")
 @click.option("--no-offload", is_flag=True, help="Let the kernel decide nothing: user space sees every packet.")
 @click.option("--ready-fd", type=click.IntRange(min=0), metavar="N", help="Write a byte there when ready.")
@@ -92,6 +102,7 @@ def daemon(
     seed: int | None,
     time_scale: float,
     start_time: float | None,
+    hops: int,
     pid_file: Path | None,
     no_offload: bool,
     ready_fd: int | None,
@@ -133,9 +144,16 @@ def daemon(
             flow_ids=itertools.count(1 + (worker << _WORKER_SHIFT)),
         ),
         widened=widened,
+        prober=lambda rules, worker: _prober(rules, outside, hops, time_scale, worker),
     )
     files = FileOutputs(eve, pcap, metrics)
     try:
         Daemon(options, parts, files).run()
     finally:
         files.release()
+
+
+def _prober(rules: RuleSet, outside: str, hops: int, time_scale: float, worker: int) -> ProberProcess | None:
+    if not any(rule.action_name == "probe" for rule in rules.rules):
+        return None
+    return ProberProcess(outside, hops, time_scale, rules.seed + worker)

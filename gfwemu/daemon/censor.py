@@ -11,8 +11,8 @@ from contextlib import suppress
 from typing import Any
 
 from gfwemu.daemon.clock import now as clock
-from gfwemu.daemon.parts import DaemonOptions, Decider, Health, Outputs
-from gfwemu.engine.commands import Command, Hold, Inject, Report, SetTimer, SetVerdict, Watch
+from gfwemu.daemon.parts import DaemonOptions, Decider, Health, Outputs, Prober
+from gfwemu.engine.commands import Command, Hold, Inject, Report, SendProbes, SetTimer, SetVerdict, Watch
 from gfwemu.engine.events import Event, PacketArrived, RulesReplaced, Stopping, TimerFired
 from gfwemu.engine.records import EngineFault
 from gfwemu.kernel.inject import Injector
@@ -48,6 +48,7 @@ class Censor:
         outputs: Outputs,
         *,
         fail_open: bool,
+        prober: Callable[[RuleSet], Prober | None] = lambda _: None,
     ) -> None:
         """number: of the queue. table: for watches only. Raises CapabilityError."""
         self._number = number
@@ -64,6 +65,8 @@ class Censor:
         self._packets = self._packets_then = 0
         self._beats = 0
         self._injector = Injector()
+        self._new_prober = prober
+        self._prober = prober(rules)
         self._queue = PacketQueue(
             number, (options.inside, options.outside), self._receive, self._queue_options(rules, fail_open)
         )
@@ -77,16 +80,22 @@ class Censor:
     def loop(self, fd: int, called: Callable[[], None], beat: Callable[[float], None], interval: float) -> None:
         """Until `stop`. `called` when there is something to read from `fd`, `beat` at every interval (seconds)."""
         queue = self._queue
-        queue_fd = queue.fileno()
+        queue_fds = queue.filenos()
         next_beat = clock() + interval
         while not self._stop:
             due = next_beat if self._timer_at is None else min(next_beat, self._timer_at)
             # select rather than epoll: its timeout counts microseconds, and forged packets leave on time.
             wait = 0.0 if queue.backlog else max(0.0, due - clock())
-            ready, _, _ = select.select([queue_fd, fd], [], [], wait)
+            prober_fds = [] if self._prober is None else [self._prober.fileno()]
+            ready, _, _ = select.select([*queue_fds, fd, *prober_fds], [], [], wait)
             if fd in ready:
                 called()
-            count = queue.read(_BATCH) if queue_fd in ready or queue.backlog else 0
+                ready.remove(fd)
+            for prober_fd in prober_fds:
+                if prober_fd in ready:
+                    ready.remove(prober_fd)
+                    self._probed()
+            count = queue.read(_BATCH) if ready or queue.backlog else 0
             self._packets += count
             if count < _BATCH:
                 # Who sees what became of a packet finds it in the log.
@@ -113,6 +122,7 @@ class Censor:
         self._queue.configure(self._queue_options(rules, fail_open))
         self._rules = rules
         self._engine = self._widened(self._engine, rules)
+        self._prober = self._prober or self._new_prober(rules)
         self._perform(self._decide(RulesReplaced(rules, now), None), now)
         self._queue.flush()
 
@@ -129,6 +139,8 @@ class Censor:
     def close(self) -> None:
         self._queue.close()
         self._injector.close()
+        if self._prober is not None:
+            self._prober.close()
 
     def health(self) -> Health:
         losses = queue_losses()
@@ -218,6 +230,8 @@ class Censor:
                 held += (command.packet_id,)
             elif isinstance(command, Watch):
                 self._watch(command)
+            elif isinstance(command, SendProbes):
+                self._order_probes(command)
             if tells:
                 self._tell(command, now)
         return held
@@ -236,6 +250,27 @@ class Censor:
             )
         except OSError as error:
             say(f"a residual block cannot be watched in the kernel: {error}")
+
+    def _order_probes(self, command: SendProbes) -> None:
+        if self._prober is None:
+            return
+        try:
+            self._prober.order(command)
+        except OSError as error:
+            say(f"no probes for the rule '{command.rule}': {error}")
+
+    def _probed(self) -> None:
+        now, prober = clock(), self._prober
+        assert prober is not None
+        finished, said = prober.read(now)
+        for text in said:
+            say(text)
+        for event in finished:
+            self._perform(self._decide(event, None), now)
+        if prober.broken:
+            say("the prober's process ended: no more probes are sent until the rules are loaded anew")
+            prober.close()
+            self._prober = None
 
     def _apply_on_error(self, packet_id: int) -> None:
         if not self._queue.is_open(packet_id):

@@ -97,7 +97,15 @@ class Daemon:
         if options.workers == 1:
             engine, widened = self._parts.engine(rules, 0), self._parts.widened
             self._censor = Censor(
-                options.queue, options, rules, engine, widened, self._table, self._outputs, fail_open=fail_open
+                options.queue,
+                options,
+                rules,
+                engine,
+                widened,
+                self._table,
+                self._outputs,
+                fail_open=fail_open,
+                prober=lambda given: self._parts.prober(given, 0),
             )
         else:
             # Workers share the memory of all that is there before they begin.

@@ -7,8 +7,8 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, Protocol
 
-from gfwemu.engine.commands import Command
-from gfwemu.engine.events import Event
+from gfwemu.engine.commands import Command, SendProbes
+from gfwemu.engine.events import Event, ProbeFinished
 from gfwemu.kernel.table import DEFAULT_QUEUE, RuleCounter
 from gfwemu.model import Side
 from gfwemu.rules.compiled import RuleSet
@@ -25,6 +25,24 @@ class Decider(Protocol):
     def flow_count(self) -> int: ...
 
     def handle(self, event: Event) -> list[Command]: ...
+
+
+class Prober(Protocol):
+    """Sends probes in a process of its own. `broken`: that came to an end, or does not keep up."""
+
+    broken: bool
+
+    def fileno(self) -> int: ...
+
+    def order(self, command: SendProbes) -> None:
+        """Raises OSError."""
+        ...
+
+    def read(self, now: float) -> tuple[list[ProbeFinished], list[str]]:
+        """What came in: reactions, and words for the user."""
+        ...
+
+    def close(self) -> None: ...
 
 
 @dataclass(frozen=True, slots=True)
@@ -112,3 +130,5 @@ class Parts:
     engine: Callable[[RuleSet, int], Decider]
     widened: Callable[[Any, RuleSet], Decider] = lambda engine, _: engine
     """The engine, able to take these rules in the place of its own."""
+    prober: Callable[[RuleSet, int], Prober | None] = lambda _, __: None
+    """Of the worker with that number, started where the rules need one."""

@@ -128,6 +128,7 @@ class _Worker:
             table,
             self._outputs,
             fail_open=fail_open,
+            prober=lambda given: parts.prober(given, self._number),
         )
 
     def run(self) -> None:

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from gfwemu.engine.records import Record
 from gfwemu.model import Verdict, record
+from gfwemu.rules.actions import Probe
 
 
 @record
@@ -63,10 +64,25 @@ class Watch:
 
 
 @record
+class SendProbes:
+    """Connect to this server as the action says, and tell of each reaction by a `ProbeFinished` with that request_id.
+
+    payload: what the client sent first, as far as it is known. Who cannot send probes leaves it at the report.
+    """
+
+    request_id: int
+    rule: str
+    action: Probe
+    server: bytes
+    port: int
+    payload: bytes
+
+
+@record
 class Report:
     """Something for the event log."""
 
     record: Record
 
 
-Command = SetVerdict | Hold | Inject | SetTimer | Watch | Report
+Command = SetVerdict | Hold | Inject | SetTimer | Watch | SendProbes | Report

@@ -46,6 +46,7 @@ from gfwemu.rules.actions import (
     Lose,
     Pass,
     Poison,
+    Probe,
     Redirect,
     Reset,
     Residual,
@@ -79,6 +80,8 @@ class Enforcer:
         match action:
             case Alert():
                 work.touch(rule, "alert")
+            case Probe():
+                work.touch(rule, "probes ordered")
             case Throttle() | Delay() | Lose():
                 decision.modifiers += (self._modifier(rule, work, decision),)
             case Poison():

@@ -8,7 +8,7 @@ from collections.abc import Iterator, Sequence
 
 from gfwemu.engine.clock import Clock
 from gfwemu.engine.commands import Command, Hold, Inject, Report, SetTimer, SetVerdict, Watch
-from gfwemu.engine.events import Event, PacketArrived, RulesReplaced, Stopping, TimerFired
+from gfwemu.engine.events import Event, PacketArrived, ProbeFinished, RulesReplaced, Stopping, TimerFired
 from gfwemu.engine.flows import FlowKeeper
 from gfwemu.engine.judge import Judge, flow_ref
 from gfwemu.engine.records import FlowEnded, PacketDropped
@@ -62,7 +62,7 @@ class Engine:
         rng = random.Random(f"{self._seed}/{rules.box}" if rules.box else self._seed)
         self._rng = rng
         self._reads = packet_filter(rules.options.tcp, rng)
-        self._judge = Judge(rules, rng, self._clock.real_seconds)
+        self._judge = Judge(rules, rng, self._clock.real_seconds, self._flow_ids)
 
     @property
     def flow_count(self) -> int:
@@ -110,6 +110,8 @@ class Engine:
                 self._flows.load(event.rules)
                 self._fragments.options = event.rules.options.fragments
                 self._await_expiry()
+            case ProbeFinished():
+                self._judge.probed(event, self._clock.censor_time(event.now), commands)
             case Stopping():
                 self._stop(event.now, commands)
         wish = self._timers.next()

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from gfwemu.model import Side, record
+from gfwemu.rules.actions import Reaction
 from gfwemu.rules.compiled import RuleSet
 from gfwemu.wire.packet import Packet
 
@@ -45,4 +46,23 @@ class Stopping:
     now: float
 
 
-Event = PacketArrived | TimerFired | RulesReplaced | Stopping
+@record
+class ProbeFinished:
+    """A probe of a `SendProbes` came to its end.
+
+    type: of the probe, as the rule names it. seconds: from its last byte until the reaction. sent: bytes. prober: the
+    address that it came from, packed. last: no other probe of the request follows.
+    """
+
+    request_id: int
+    type: str
+    reaction: Reaction
+    seconds: float
+    sent: int
+    prober: bytes
+    port: int
+    last: bool
+    now: float
+
+
+Event = PacketArrived | TimerFired | RulesReplaced | Stopping | ProbeFinished

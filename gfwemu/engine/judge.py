@@ -3,23 +3,32 @@
 from __future__ import annotations
 
 import random
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterator, Sequence
 
 from gfwemu.dissect.outcome import Message
 from gfwemu.engine.candidates import Candidate
 from gfwemu.engine.commands import Command, Report, Watch
 from gfwemu.engine.dice import Dice
 from gfwemu.engine.enforce import Enforcer
+from gfwemu.engine.events import ProbeFinished
 from gfwemu.engine.facts import FlowFacts, PacketView, View
 from gfwemu.engine.inspect import Inspector
 from gfwemu.engine.matching import evidence_of, holds
 from gfwemu.engine.pending import Prospects
-from gfwemu.engine.records import Evidence, FlowRef, MessageSeen, ResidualHit, RuleHit
+from gfwemu.engine.probing import Suspects, probe_reacted, server_blocked
+from gfwemu.engine.records import (
+    Evidence,
+    FlowRef,
+    MessageSeen,
+    ResidualHit,
+    RuleHit,
+)
 from gfwemu.engine.treatments import PassFlow, covers
 from gfwemu.engine.work import Decision, Work
 from gfwemu.flow.flow import Flow
 from gfwemu.flow.residual import Block, KeyKind, ResidualTable, residual_key
-from gfwemu.model import Direction, Transport, Verdict
+from gfwemu.model import Direction, FiveTuple, Transport, Verdict
+from gfwemu.rules.actions import Probe, Residual
 from gfwemu.rules.compiled import CompiledRule, RuleSet
 from gfwemu.rules.odds import Odds
 from gfwemu.rules.quantities import Varied
@@ -39,10 +48,17 @@ class Judge:
     watches in order.
     """
 
-    def __init__(self, rules: RuleSet, rng: random.Random, real_seconds: Callable[[float], float]) -> None:
+    def __init__(
+        self,
+        rules: RuleSet,
+        rng: random.Random,
+        real_seconds: Callable[[float], float],
+        request_ids: Iterator[int],
+    ) -> None:
         self._rng = rng
         self._real_seconds = real_seconds
         self._residuals = ResidualTable(rules.options.flows.residual_limit)
+        self._suspects = Suspects(request_ids, rules.options.flows.residual_limit)
         self._generation = 0
         self._prospects = Prospects(())
         self.load(rules)
@@ -56,6 +72,8 @@ class Judge:
         self._dice = Dice(self._rng, rules.seed)
         self._enforcer = Enforcer(self._dice, self._real_seconds, rules.options.flows.limit)
         self._residuals.limit = rules.options.flows.residual_limit
+        self._suspects.limit = rules.options.flows.residual_limit
+        self._probing = {rule.name: rule for rule in rules.rules if isinstance(rule.action, Probe)}
         self._residuals.rebind({rule.name: rule for rule in rules.rules if rule.residual is not None})
 
     def passes(self, flow: Flow) -> bool:
@@ -185,8 +203,11 @@ class Judge:
                 if acts:
                     self._enforcer.enforce(rule, work, decision, message.query)
                     self._tell(candidate, work, evidence_of(found, message.spans, stream), view, told)
-                    if rule.residual is not None:
-                        self._begin_residual(rule, work, censor_now, told)
+                    if isinstance(rule.action, Probe):
+                        payload = flow_payload(work)
+                        told.append(self._suspects.order(rule, rule.action, flow_ref(work.flow), payload))
+                    elif rule.residual is not None:
+                        self._begin_residual(rule, rule.residual, work.flow.tuple, censor_now, told)
                     if rule.terminal:
                         return
                 elif rule.odds is not None and rule.odds.per == "packet":
@@ -221,11 +242,28 @@ class Judge:
 
     # -- residual blocks ----------------------------------------------------------------------------------------
 
-    def _begin_residual(self, rule: CompiledRule, work: Work, censor_now: float, told: list[Command]) -> None:
-        residual = rule.residual
-        assert residual is not None
+    def probed(self, event: ProbeFinished, censor_now: float, told: list[Command]) -> None:
+        """A server reacted to a probe; that may have it blocked."""
+        request = self._suspects.finished(event)
+        rule = None if request is None else self._probing.get(request.rule)
+        if request is None or rule is None:
+            return
+        flow, action = request.flow, rule.action
+        assert isinstance(action, Probe)
+        told.append(probe_reacted(rule, flow, event))
+        if rule.residual is None:
+            return
+        reactions = self._suspects.convicted(action, flow)
+        if reactions and self._dice.throw(action.block_probability, flow.tuple, flow.flow_id, censor_now, rule.name):
+            block = self._begin_residual(rule, rule.residual, flow.tuple, censor_now, told)
+            # One that lasts already, and is not renewed, is no news.
+            if block.watched:
+                told.append(server_blocked(rule, flow, block.kind, block.seconds, reactions, event.now))
+
+    def _begin_residual(
+        self, rule: CompiledRule, residual: Residual, endpoints: FiveTuple, censor_now: float, told: list[Command]
+    ) -> Block:
         begins = censor_now + residual.after.sample(self._rng)
-        endpoints = work.flow.tuple
 
         def begin(kind: KeyKind, lasting: Varied) -> Block:
             seconds = lasting.sample(self._rng)
@@ -236,7 +274,8 @@ class Judge:
 
         block, wider = begin(residual.key, residual.seconds), residual.escalate
         if wider is not None and self._residuals.ports_blocked(block, endpoints, censor_now) >= wider.ports:
-            begin(wider.key, wider.seconds or residual.seconds)
+            return begin(wider.key, wider.seconds or residual.seconds)
+        return block
 
     def _watch(self, block: Block, censor_now: float, told: list[Command]) -> None:
         """Has the packets of the block queued. One that every packet renews is watched a little longer than it lasts,
@@ -289,6 +328,18 @@ class Judge:
         return decision.spared_by[rule.name]
 
 
+def _blocked_at_once(rule: CompiledRule) -> float:
+    """Seconds, at most, for which the hit itself blocks: probes have to come first where the rule orders them."""
+    return 0.0 if rule.residual is None or isinstance(rule.action, Probe) else rule.residual.seconds.high
+
+
+def flow_payload(work: Work) -> bytes:
+    """What the client said first, as far as this censor knows it."""
+    if work.direction is Direction.TO_SERVER and work.packet.payload:
+        return work.packet.payload
+    return work.flow.excerpt(Direction.TO_SERVER)
+
+
 def flow_ref(flow: Flow) -> FlowRef:
     return FlowRef(flow.flow_id, flow.tuple, flow.protocol)
 
@@ -331,7 +382,7 @@ def _hit(candidate: Candidate, work: Work, evidence: tuple[Evidence, ...], view:
             cite=rule.cite,
             observed=rule.observed,
             place=candidate.place,
-            residual_seconds=rule.residual.seconds.high if rule.residual is not None else 0.0,
+            residual_seconds=_blocked_at_once(rule),
             towards=candidate.towards,
         )
     )

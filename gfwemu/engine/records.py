@@ -71,6 +71,37 @@ class ResidualHit:
 
 
 @record
+class ProbeReacted:
+    """A server reacted to a probe, by not answering perhaps. `flow` set the rule off; the rest as in ProbeFinished."""
+
+    time: float
+    flow: FlowRef
+    rule: str
+    type: str
+    reaction: str
+    seconds: float
+    sent: int
+    prober: str
+    port: int
+    cite: str = ""
+
+
+@record
+class ServerBlocked:
+    """What a server answered to probes had it blocked. `key`: of the residual block; `reactions`: by type of probe."""
+
+    time: float
+    flow: FlowRef
+    rule: str
+    key: str
+    seconds: float
+    reactions: tuple[tuple[str, str], ...]
+    cite: str = ""
+    observed: str = ""
+    place: str = ""
+
+
+@record
 class MessageSeen:
     """A dissector completed a message: the material of `tls`, `dns`, `http` and `quic` events."""
 
@@ -130,4 +161,4 @@ class EngineFault:
     error: str
 
 
-Record = RuleHit | ResidualHit | MessageSeen | PacketDropped | FlowEnded | EngineFault
+Record = RuleHit | ResidualHit | ProbeReacted | ServerBlocked | MessageSeen | PacketDropped | FlowEnded | EngineFault

@@ -10,7 +10,7 @@ from typing import Any
 from gfwemu.engine.clock import Clock
 from gfwemu.engine.commands import Command, Hold, Report, SetTimer, SetVerdict
 from gfwemu.engine.engine import Engine
-from gfwemu.engine.events import Event, PacketArrived, RulesReplaced, Stopping, TimerFired
+from gfwemu.engine.events import Event, PacketArrived, ProbeFinished, RulesReplaced, Stopping, TimerFired
 from gfwemu.engine.reach import Reach
 from gfwemu.engine.records import FlowEnded, MessageSeen
 from gfwemu.engine.telling import Teller
@@ -139,7 +139,7 @@ class Series:
                 self._orders.extend((box, event, None) for box in self._boxes)
         while self._orders:
             box, order, packet_id = self._orders.popleft()
-            if isinstance(order, PacketArrived | TimerFired | RulesReplaced | Stopping):
+            if isinstance(order, PacketArrived | TimerFired | RulesReplaced | Stopping | ProbeFinished):
                 self._run(box, order)
             else:
                 self._obey(box, order, packet_id)

@@ -41,13 +41,15 @@ class Node:
     """One network namespace of the chain.
 
     `left` and `right` lie towards the client and towards the internet. `extra_hops`: how much the node takes off the
-    TTL beyond its own one. `resolvers`: the nameservers that programs on this node see.
+    TTL beyond its own one. `local`: networks all of whose addresses are the node's own. `resolvers`: the nameservers
+    that programs on this node see.
     """
 
     name: str
     left: Interface | None = None
     right: Interface | None = None
     loopback: tuple[str, ...] = ()
+    local: tuple[str, ...] = ()
     routes: tuple[Route, ...] = ()
     forwards: bool = False
     extra_hops: int = 0

@@ -83,6 +83,7 @@ def connect(node: Node, neighbour: Node | None, neighbour_pid: int) -> None:
             lines.append(f"link set {end.name} up")
             lines += [f"address add {address} dev {end.name}{_flags(address)}" for address in end.addresses]
     lines += [f"address add {address} dev lo{_flags(address)}" for address in node.loopback]
+    lines += [f"route add local {network} dev lo" for network in node.local]
     lines += [f"route add {route.destination} via {route.via} dev {route.interface}" for route in node.routes]
     run_tool(["ip", "-batch", "-"], "\n".join(lines) + "\n", f"the links of {node.name}")
 

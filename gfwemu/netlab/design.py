@@ -47,6 +47,7 @@ def design_nodes(topology: Topology, plan: Plan | None, link: Link | None, *, ip
         Node(
             "censor",
             *censor,
+            local=kept(topology.probers),
             routes=(*_defaults(transit[0], "outside"), *_towards(_networks(access[0]), access[1], "inside")),
             forwards=True,
             resolvers=upstream,
@@ -55,7 +56,7 @@ def design_nodes(topology: Topology, plan: Plan | None, link: Link | None, *, ip
             "transit",
             *transit,
             # Addresses that exist nowhere are lost at the internet node, without an answer.
-            routes=(*_defaults(internet, "outside"), *_towards(inner, censor[1], "inside")),
+            routes=(*_defaults(internet, "outside"), *_towards([*inner, *kept(topology.probers)], censor[1], "inside")),
             forwards=True,
             extra_hops=path.outside.hops - 1,
             hooks=_stretch("outside", path.outside, "outside"),

@@ -82,7 +82,8 @@ def list_services(
     python: tuple[str, ...] = (sys.executable, "-P", "-m")
     services: list[Service] = []
     if censor.rules:
-        arguments = _daemon_arguments(write_rules(directory, censor.rules), censor)
+        hops = topology.path.outside.hops
+        arguments = _daemon_arguments(write_rules(directory, censor.rules), censor, hops)
         services.append(Service(DAEMON, "censor", (*python, "gfwemu", *arguments), 30.0, 5.0))
     if plan is not None:
         path = directory / "plan.json"
@@ -98,7 +99,7 @@ def list_services(
     return tuple(services)
 
 
-def _daemon_arguments(rules: Path, censor: Censor) -> tuple[str, ...]:
+def _daemon_arguments(rules: Path, censor: Censor, hops: int) -> tuple[str, ...]:
     arguments = [DAEMON]
     arguments += ["-c", str(rules), "--inside", "inside", "--outside", "outside", "--eve", str(censor.eve)]
     if censor.pcap is not None:
@@ -108,7 +109,7 @@ def _daemon_arguments(rules: Path, censor: Censor) -> tuple[str, ...]:
     if censor.start_time is not None:
         moment = datetime.datetime.fromtimestamp(censor.start_time, datetime.UTC)
         arguments += ["--start-time", moment.isoformat()]
-    arguments += ["--time-scale", f"{censor.time_scale:g}", *censor.options, "--ready-fd"]
+    arguments += ["--time-scale", f"{censor.time_scale:g}", "--hops", str(hops), *censor.options, "--ready-fd"]
     return tuple(arguments)
 
 

@@ -7,7 +7,7 @@ from __future__ import annotations
 
 import difflib
 import re
-from ipaddress import IPv4Interface, IPv6Interface, ip_address, ip_interface
+from ipaddress import IPv4Interface, IPv6Interface, ip_address, ip_interface, ip_network
 from pathlib import Path
 from typing import Annotated, Any
 
@@ -38,6 +38,10 @@ def _percentage(value: object) -> object:
     if found is None:
         raise ValueError(f"'{value}' is not a percentage, as in '2.5%'")
     return float(found.group(1)) / 100
+
+
+def _network(text: str) -> str:
+    return str(ip_network(text))
 
 
 Addresses = Annotated[tuple[str, ...], AfterValidator(_interfaces), Field(min_length=1)]
@@ -89,7 +93,11 @@ class Internet(_Strict):
 
 
 class Topology(_Strict):
-    """A topology file. `forwarder`: whether the ISP's resolver runs on the access router (it needs a resolver)."""
+    """A topology file.
+
+    `probers`: networks whose addresses the censor's active probers use. `forwarder`: whether the ISP's resolver runs on
+    the access router (it needs a resolver).
+    """
 
     version: Annotated[int, Field(ge=1, le=1)] = 1
     description: str = ""
@@ -99,6 +107,7 @@ class Topology(_Strict):
     transit: Ends
     internet_link: Addresses
     path: Way = Way()
+    probers: tuple[Annotated[str, AfterValidator(_network)], ...] = ()
     forwarder: bool = True
     offloads: bool = False
     internet: Internet = Internet()

@@ -8,7 +8,16 @@ from collections.abc import Iterable
 from dataclasses import dataclass, field, fields
 
 from gfwemu.engine.commands import Command, Hold, Inject, Report, SetVerdict
-from gfwemu.engine.records import EngineFault, FlowEnded, MessageSeen, PacketDropped, ResidualHit, RuleHit
+from gfwemu.engine.records import (
+    EngineFault,
+    FlowEnded,
+    MessageSeen,
+    PacketDropped,
+    ProbeReacted,
+    ResidualHit,
+    RuleHit,
+    ServerBlocked,
+)
 from gfwemu.model import Verdict
 
 
@@ -73,7 +82,7 @@ class Counters:
                 self.flows_ended[reason] += 1
             case EngineFault():
                 self.faults += 1
-            case PacketDropped():
+            case PacketDropped() | ProbeReacted() | ServerBlocked():
                 pass
 
     def plus(self, others: Iterable[Counters]) -> Counters:

@@ -24,13 +24,15 @@ from gfwemu.engine.records import (
     FlowRef,
     MessageSeen,
     PacketDropped,
+    ProbeReacted,
     Record,
     ResidualHit,
     RuleHit,
+    ServerBlocked,
 )
 from gfwemu.model import Direction, FiveTuple, Placement, address_text
 from gfwemu.report.community_id import known_community_id
-from gfwemu.report.eve_facts import Json, plain_facts, proto_name, protocol_object, protocol_of
+from gfwemu.report.eve_facts import Json, plain_facts, probe_evidence, proto_name, protocol_object, protocol_of
 from gfwemu.wire.packet import TcpFlags
 
 if TYPE_CHECKING:  # it brings in a library that few runs need
@@ -45,7 +47,7 @@ _MOST_LINES = 512
 
 CATEGORY = "Emulated censorship"
 
-_ALLOWED = frozenset({"pass", "alert"})
+_ALLOWED = frozenset({"pass", "alert", "probe"})
 _DEGRADED = frozenset({"throttle", "delay", "lose"})
 _REJECTS: Mapping[str, str] = {
     "reset": "tcp-reset",
@@ -107,6 +109,10 @@ class EveWriter:
                 self._put(*_rule_hit(record))
             case ResidualHit():
                 self._put(*_residual_hit(record))
+            case ProbeReacted():
+                self._put(*_probe(record))
+            case ServerBlocked():
+                self._put(*_blocked(record))
             case MessageSeen():
                 self._put(*_message(record))
             case PacketDropped():
@@ -289,6 +295,40 @@ def _residual_hit(hit: ResidualHit) -> Event:
         kind="residual", rule=hit.rule, action=hit.action, key=hit.key, remaining=hit.remaining, cite=hit.cite
     )
     return _common(hit.time, "alert", hit.flow, Direction.TO_SERVER), event, censor
+
+
+def _probe(probe: ProbeReacted) -> Event:
+    """An alert of the flow that set the rule off; the prober's own connection is none that the censor follows."""
+    event: Object = {"alert": _alert(probe.rule, "probe", cite=probe.cite, probe=probe.type, reaction=probe.reaction)}
+    censor = _present(
+        kind="probe",
+        rule=probe.rule,
+        action="probe",
+        type=probe.type,
+        reaction=probe.reaction,
+        seconds=probe.seconds,
+        sent=probe.sent,
+        prober=probe.prober,
+        prober_port=probe.port,
+        cite=probe.cite,
+    )
+    return _common(probe.time, "alert", probe.flow, Direction.TO_SERVER), event, censor
+
+
+def _blocked(block: ServerBlocked) -> Event:
+    event: Object = {"alert": _alert(block.rule, "block", cite=block.cite, residual_key=block.key)}
+    censor = _present(
+        kind="block",
+        rule=block.rule,
+        action="block",
+        key=block.key,
+        residual_seconds=block.seconds,
+        evidence=[_evidence(item) for item in probe_evidence(block)],
+        cite=block.cite,
+        observed=block.observed,
+        place=block.place,
+    )
+    return _common(block.time, "alert", block.flow, Direction.TO_SERVER), event, censor
 
 
 def _message(message: MessageSeen) -> Event:

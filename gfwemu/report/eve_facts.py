@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Mapping
 
+from gfwemu.engine.records import Evidence, ServerBlocked
 from gfwemu.model import address_text
 from gfwemu.rules.compiled import Fact
 
@@ -116,3 +117,8 @@ def plain_value(field: str, value: Fact) -> Json:
 
 def plain_facts(facts: Mapping[str, Fact]) -> dict[str, Json]:
     return {name: plain_value(name, value) for name, value in facts.items()}
+
+
+def probe_evidence(block: ServerBlocked) -> tuple[Evidence, ...]:
+    """What the server answered, by type of probe."""
+    return tuple(Evidence(f"probe {name}", reaction, "") for name, reaction in block.reactions)

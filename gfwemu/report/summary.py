@@ -15,17 +15,19 @@ from gfwemu.engine.records import (
     FlowRef,
     MessageSeen,
     PacketDropped,
+    ProbeReacted,
     Record,
     ResidualHit,
     RuleHit,
+    ServerBlocked,
 )
 from gfwemu.model import Direction, address_text
-from gfwemu.report.eve_facts import proto_name, protocol_object, protocol_of
+from gfwemu.report.eve_facts import probe_evidence, proto_name, protocol_object, protocol_of
 from gfwemu.rules.compiled import Fact
 
 Event = Mapping[str, Any]
 
-HARMLESS = frozenset({"pass", "alert"})
+HARMLESS = frozenset({"pass", "alert", "probe"})
 """Actions after which a flow still counts as untouched."""
 
 _NAME_MEMBERS: tuple[tuple[str, str], ...] = (
@@ -62,8 +64,8 @@ class FlowFacts:
 class Row:
     """One rule and the like flows that it touched: same client, server, server port, protocol and name.
 
-    when: seconds after the log's first event, of the first hit. kind: `rule` or `residual`. packet_number,
-    packet_length and evidence are those of the first hit. flows: their numbers in the log.
+    when: seconds after the log's first event, of the first hit. kind: `rule`, `residual`, `probe`, `block`.
+    packet_number, packet_length and evidence are those of the first hit. flows: their numbers in the log.
     """
 
     when: float
@@ -152,6 +154,10 @@ class SummaryReader:
                 flow = self._flow(record.flow)
                 self._note_time(record.time)
                 self._hits.append((record.flow.flow_id, _residual_row(record, flow)))
+            case ProbeReacted() | ServerBlocked():
+                flow = self._flow(record.flow)
+                self._note_time(record.time)
+                self._hits.append((record.flow.flow_id, _probing_row(record, flow)))
             case MessageSeen():
                 flow = self._flow(record.flow)
                 flow.name = flow.name or _name_in(record.flow.protocol, record.facts)
@@ -330,6 +336,29 @@ def _residual_row(hit: ResidualHit, flow: FlowFacts) -> Row:
         cite=hit.cite,
         observed="",
         place="",
+    )
+
+
+def _probing_row(told: ProbeReacted | ServerBlocked, flow: FlowFacts) -> Row:
+    blocked = isinstance(told, ServerBlocked)
+    return Row(
+        when=told.time,
+        kind="block" if blocked else "probe",
+        rule=told.rule,
+        action="block" if blocked else "probe",
+        ends=flow.ends,
+        protocol=flow.protocol,
+        name=flow.name,
+        placement="",
+        direction=Direction.TO_SERVER.value,
+        packet_number=0,
+        packet_length=0,
+        evidence=probe_evidence(told) if isinstance(told, ServerBlocked) else (),
+        residual_seconds=told.seconds if isinstance(told, ServerBlocked) else 0.0,
+        residual_key=told.key if isinstance(told, ServerBlocked) else "",
+        cite=told.cite,
+        observed=told.observed if isinstance(told, ServerBlocked) else "",
+        place=told.place if isinstance(told, ServerBlocked) else "",
     )
 
 

@@ -141,7 +141,9 @@ def _details(row: Row) -> Iterator[str]:
     yield printable(", ".join(facts), 200)
     for evidence in row.evidence:
         yield from _evidence_lines(evidence, "datagram" if row.ends.proto == "UDP" else "stream")
-    if row.kind == "residual":
+    if row.kind == "probe":
+        yield f"{count_of(row.hits, 'reaction')} to probes"
+    elif row.kind == "residual":
         yield f"met a residual block ({printable(row.residual_key)}), {_seconds(row.residual_seconds)} left"
     elif row.residual_seconds:
         yield f"then blocked for {_seconds(row.residual_seconds)}"

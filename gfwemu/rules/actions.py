@@ -5,9 +5,10 @@ These models are both the schema of the rule file and the parameters that the en
 
 from __future__ import annotations
 
+import ipaddress
 from typing import Annotated, Literal
 
-from pydantic import BaseModel, ConfigDict, Field
+from pydantic import AfterValidator, BaseModel, ConfigDict, Field
 
 from gfwemu.model import Placement
 from gfwemu.rules.odds import CERTAIN, Chance
@@ -201,6 +202,72 @@ class Alert(Model):
     """Only an event; the flow goes on and later rules still look at it."""
 
 
+Reaction = Literal["confirmed", "data", "reset", "fin", "timeout", "refused", "unreachable"]
+"""Of a server to a probe: it speaks the protocol that was asked for; other bytes; a RST or a FIN before any byte;
+nothing until the prober gave up; a RST to the SYN; no answer to the SYN."""
+
+
+def _network(text: str) -> str:
+    return str(ipaddress.ip_network(text))
+
+
+class ProbeType(Model):
+    """One kind of probe.
+
+    send: `replay` the first payload of the connection that set the rule off, with the bytes at the offsets `changed`
+    replaced by others; `random` bytes, as many as `length` says; `tls`: a ClientHello; `tor`: a TLS handshake and a
+    VERSIONS cell; `http`: SoftEther's POST. weight: its share among the probes. after: only once the server answered
+    one of these types with data.
+    """
+
+    name: Annotated[str, Field(pattern=r"^[A-Za-z0-9][A-Za-z0-9._-]{0,63}$")]
+    send: Literal["replay", "random", "tls", "tor", "http"]
+    changed: tuple[Annotated[int, Field(ge=0, le=65535)], ...] = ()
+    length: VariedSize = Varied.constant(221)
+    weight: Annotated[float, Field(gt=0, le=1e6)] = 1.0
+    after: tuple[str, ...] = ()
+
+
+_NR1 = tuple(float(middle + step) for middle in (8, 12, 16, 22, 33, 41, 49) for step in (-1, 0, 1))
+
+SHADOWSOCKS_PROBES = (
+    ProbeType(name="R1", send="replay", weight=6),
+    ProbeType(name="R2", send="replay", changed=(0,)),
+    ProbeType(name="R3", send="replay", changed=(*range(8), 62, 63), after=("R1", "R2")),
+    ProbeType(name="R4", send="replay", changed=(16,), after=("R1", "R2")),
+    ProbeType(name="R5", send="replay", changed=(6, 16), weight=0.1, after=("R1", "R2")),
+    ProbeType(name="NR1", send="random", length=Varied((), _NR1)),
+    ProbeType(name="NR2", send="random", weight=3),
+)
+"""Alice et al., IMC 2020, sections 3.2 and 4.2: contents, staging, and 3 NR2 to 1 NR1. Guesses: replays' weights."""
+
+
+class Probe(Model):
+    """Somebody connects to the server afterwards and looks at how it reacts; the flow itself goes on.
+
+    The defaults are the prober of Shadowsocks servers of Alice et al., IMC 2020: types; delay of the first replay after
+    the connection; timeout below 10 s; ttl of its packets at the server; source_port; except for count (probes for each
+    hit) and the tails of delay and source_port, which are guesses. pool: networks of the probers' addresses.
+    blocks_when: any of these mappings of types to reactions; in each, every type must have met one of its reactions.
+    Then, with block_probability, the block under `residual` begins. Delays follow the censor's clock, timeouts do not.
+    """
+
+    types: Annotated[tuple[ProbeType, ...], Field(min_length=1, max_length=64)] = SHADOWSOCKS_PROBES
+    count: VariedNumber = Varied.constant(4)
+    delay: VariedDuration = Varied(
+        ((0.01, 0.45), (0.05, 0.58), (0.2, 0.86), (0.5, 37.0), (0.75, 884.0), (0.9, 1156.0), (0.95, 1302.0))
+    )
+    timeout: VariedDuration = Varied.constant(9.0)
+    pool: Annotated[tuple[Annotated[str, AfterValidator(_network)], ...], Field(min_length=1)] = (
+        "192.0.2.192/26",
+        "2001:db8:9::/64",
+    )
+    ttl: VariedNumber = Varied(((0.0, 46.0), (1.0, 50.0)))
+    source_port: VariedNumber = Varied(((0.0, 1212.0), (0.05, 32768.0), (0.95, 60999.0), (1.0, 65535.0)))
+    blocks_when: tuple[dict[str, tuple[Reaction, ...]], ...] = ()
+    block_probability: Chance = CERTAIN
+
+
 Action = (
     Pass
     | Drop
@@ -217,6 +284,7 @@ Action = (
     | Freeze
     | IcmpUnreachable
     | Alert
+    | Probe
 )
 
 ACTIONS: dict[str, type[Model]] = {
@@ -235,9 +303,10 @@ ACTIONS: dict[str, type[Model]] = {
     "freeze": Freeze,
     "icmp_unreachable": IcmpUnreachable,
     "alert": Alert,
+    "probe": Probe,
 }
 
-NOT_TERMINAL: frozenset[str] = frozenset({"throttle", "delay", "lose", "alert"})
+NOT_TERMINAL: frozenset[str] = frozenset({"throttle", "delay", "lose", "alert", "probe"})
 """After these, later rules still look at the flow; so they do after an on-path `poison`, and with `repeat: true`."""
 
 REPEATABLE: frozenset[str] = frozenset({"reset", "fin", "blockpage", "redirect", "tls_alert"})
@@ -251,7 +320,7 @@ def decides(action_name: str, placement: Placement, *, repeat: bool) -> bool:
 
 
 ON_PATH_ABLE: frozenset[str] = frozenset(
-    {"reset", "fin", "poison", "blockpage", "redirect", "tls_alert", "alert", "pass"}
+    {"reset", "fin", "poison", "blockpage", "redirect", "tls_alert", "alert", "pass", "probe"}
 )
 """Actions that need no more than injecting. `redirect` only with `location`."""
 

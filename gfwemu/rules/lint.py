@@ -18,6 +18,7 @@ from gfwemu.rules.actions import (
     Lose,
     NameGroup,
     Poison,
+    Probe,
     Redirect,
     Residual,
 )
@@ -29,6 +30,8 @@ from gfwemu.rules.matchers import AnyOf
 from gfwemu.rules.networks import NetworkSet
 from gfwemu.rules.quantities import Rising, Varied
 from gfwemu.rules.shadow import shadowing
+from gfwemu.rules.tree import shorten
+from gfwemu.rules.validate import unknown
 
 _PROTOCOL_ACTIONS: dict[str, str] = {"poison": "dns", "blockpage": "http", "tls_alert": "tls"}
 """The protocol whose message an action answers."""
@@ -193,7 +196,7 @@ def _residual(draft: Draft, say: Say) -> None:
     if residual is None:
         return
     place = draft.place_of("residual")
-    if draft.action_name in NOT_TERMINAL or draft.action_name == "pass":
+    if draft.action_name in NOT_TERMINAL - {"probe"} or draft.action_name == "pass":
         say(place, f"'{draft.action_name}' blocks nothing, so there is no residual block; take 'residual' out")
     elif residual.action == "same" and draft.action_name not in RESIDUAL_SAME:
         say(
@@ -252,6 +255,8 @@ def _parameters(draft: Draft, say: Say) -> None:
     action: Any = draft.action
     place = draft.place_of("with")
     match action:
+        case Probe():
+            _probe(draft, action, say)
         case Freeze(packets=None, bytes=None):
             say(place, "'freeze' needs 'packets' or 'bytes'")
         case Redirect(location="", address=()):
@@ -312,6 +317,29 @@ def _injectors(draft: Draft, say: Say) -> None:
     injectors: Sequence[Injector] | None = getattr(draft.action, "injectors", None)
     if injectors is not None:
         _check_injectors(injectors, draft.action_name, draft.place_of("with", "injectors"), say)
+
+
+def _probe(draft: Draft, action: Probe, say: Say) -> None:
+    names = [one.name for one in action.types]
+    place = draft.place_of("with", "types")
+    for name in sorted({name for name in names if names.count(name) > 1}):
+        say(place, f"there are two types of probes named '{name}'; rename one")
+    for one in action.types:
+        for earlier in one.after:
+            if earlier not in names or earlier == one.name:
+                say(place, f"'{one.name}' comes after '{shorten(earlier)}', which is no other type of probe here")
+        if one.changed and one.send != "replay":
+            say(place, f"'changed' of '{one.name}' does nothing without 'send: replay'; take it out")
+        if "length" in one.model_fields_set and one.send != "random":
+            say(place, f"'length' of '{one.name}' does nothing without 'send: random'; take it out")
+    for name in sorted({name for wanted in action.blocks_when for name in wanted if name not in names}):
+        say(draft.place_of("with", "blocks_when"), unknown("type of probe", name, names))
+    if any(not wanted or not all(wanted.values()) for wanted in action.blocks_when):
+        say(draft.place_of("with", "blocks_when"), "each entry needs types of probes, and each of these reactions")
+    if draft.residual is not None and not action.blocks_when:
+        say(draft.place_of("residual"), "the block never begins; say under 'with' which reactions it 'blocks_when'")
+    if action.blocks_when and draft.residual is None:
+        say(draft.place_of("with", "blocks_when"), "there is no block; write one under 'residual'")
 
 
 def _check_injectors(injectors: Sequence[Injector], action_name: str, place: Place, say: Say) -> None:
