@@ -103,7 +103,7 @@ def _value(value: Any) -> str:
     if isinstance(value, bool):
         return str(value).lower()
     if isinstance(value, BaseModel):
-        return "the usual one"
+        return getattr(value, "name", "") or "the usual one"
     if isinstance(value, (tuple, list)):
         return f"[{', '.join(_value(item) for item in value)}]"
     if isinstance(value, dict):
