@@ -33,14 +33,15 @@ from gfwemu.engine.records import (
 from gfwemu.model import Direction, FiveTuple, Placement, address_text
 from gfwemu.report.community_id import known_community_id
 from gfwemu.report.eve_facts import Json, plain_facts, probe_evidence, proto_name, protocol_object, protocol_of
+from gfwemu.rules.compiled import Fact
 from gfwemu.wire.packet import TcpFlags
 
 if TYPE_CHECKING:  # it brings in a library that few runs need
     from gfwemu.report.counters import Counters
 
 Object = dict[str, Json]
-Event = tuple[str, Object, Object]
-"""The common members as text, the event's own, and what goes into `censor`."""
+Event = tuple[str, str, str]
+"""Members as text: the common ones, the event's own, and what goes into `censor`."""
 
 _MOST_LINES = 512
 """Lines that wait for `flush`."""
@@ -102,11 +103,14 @@ class EveWriter:
         self._strict = strict
         self._each = each
         self._lines: list[str] = []
+        self._told_protocol = ""
+        self._told_facts: Mapping[str, Fact] = {}
+        self._told = "", "", ""
 
     def write(self, record: Record) -> None:
         match record:
             case RuleHit():
-                self._put(*_rule_hit(record))
+                self._put(*_rule_hit(record, *self._facts(record.flow.protocol, record.facts)))
             case ResidualHit():
                 self._put(*_residual_hit(record))
             case ProbeReacted():
@@ -114,7 +118,7 @@ class EveWriter:
             case ServerBlocked():
                 self._put(*_blocked(record))
             case MessageSeen():
-                self._put(*_message(record))
+                self._put(*_message(record, *self._facts(record.flow.protocol, record.facts)))
             case PacketDropped():
                 self._put(*_drop(record))
             case FlowEnded():
@@ -137,7 +141,7 @@ class EveWriter:
         censor = _present(
             kind="kernel-rule", rule=rule, action=action, packets=packets, bytes=bytes, cite=cite, observed=observed
         )
-        self._put(_head(time, "stats"), {"stats": {"ips": {verdict: packets}}}, censor)
+        self._put(_head(time, "stats"), _members({"stats": {"ips": {verdict: packets}}}), _members(censor))
 
     def stats(self, time: float, counters: Counters) -> None:
         """The state of a running censor."""
@@ -161,13 +165,21 @@ class EveWriter:
             "socket_dropped": counters.socket_dropped,
             "socket_overruns": counters.overruns,
         }
-        self._put(_head(time, "stats"), event, censor)
+        self._put(_head(time, "stats"), _members(event), _members(censor))
 
-    def _put(self, head: str, event: Object, censor: Object) -> None:
-        """head: members as text, without braces."""
-        if not self._strict:
-            event["censor"] = censor
-        self._lines.append(f"{{{head},{_encode(event)[1:]}\n" if event else f"{{{head}}}\n")
+    def _facts(self, protocol: str, facts: Mapping[str, Fact]) -> tuple[str, str, str]:
+        """The event type for a message, what that event says of it, and its facts. A hit and its message share them."""
+        if facts is not self._told_facts or protocol != self._told_protocol or not facts:
+            kind, content = protocol_object(protocol_of(protocol, facts), facts)
+            plain = plain_facts(facts)
+            self._told_facts, self._told_protocol = facts, protocol
+            self._told = kind, _members({kind: content}), _members({"facts": plain} if plain else {})
+        return self._told
+
+    def _put(self, head: str, event: str, censor: str) -> None:
+        if event:
+            head = f"{head},{event}"
+        self._lines.append(f"{{{head}}}\n" if self._strict else f'{{{head},"censor":{{{censor}}}}}\n')
         if self._each or len(self._lines) >= _MOST_LINES:
             self.flush()
 
@@ -180,6 +192,11 @@ def _ips(counters: Counters) -> Object:
         "rejected": 0,
         "replaced": counters.rewritten,
     }
+
+
+def _members(event: Object) -> str:
+    """As text, without the braces."""
+    return _encode(event)[1:-1]
 
 
 def _head(time: float, kind: str) -> str:
@@ -210,7 +227,7 @@ def _ends(flow: FiveTuple, protocol: str, direction: Direction | None) -> str:
     name = known_community_id(flow)
     if name:
         members["community_id"] = name
-    return _encode(members)[1:-1]
+    return _members(members)
 
 
 def _present(**members: Json) -> Object:
@@ -258,35 +275,41 @@ def _evidence(evidence: Evidence) -> Object:
     )
 
 
-def _rule_hit(hit: RuleHit) -> Event:
-    event: Object = {}
-    placement = hit.placement.value
-    kind, content = protocol_object(protocol_of(hit.flow.protocol, hit.facts), hit.facts)
+@lru_cache(maxsize=1024)
+def _common_evidence(evidence: Evidence) -> str:
+    return _encode(_evidence(evidence))
+
+
+def _rule_hit(hit: RuleHit, kind: str, content: str, facts: str) -> Event:
+    of_packet = f'"packet_number":{hit.packet_number},"packet_length":{hit.packet_length}'
+    if hit.evidence:
+        # Most conditions are on what every packet of the flow has, and many flows have in common.
+        texts = [_common_evidence(one) if one.offset is None else _encode(_evidence(one)) for one in hit.evidence]
+        of_packet = f'{of_packet},"evidence":[{",".join(texts)}]'
+    of_rule = _of_rule(hit.rule, hit.action, hit.placement)
+    last = _rest_of_rule(hit.cite, hit.observed, hit.place, hit.residual_seconds)
+    censor = ",".join([text for text in (of_rule, of_packet, facts, last) if text])
+    event = _ordered(hit.rule, hit.action, hit.cite, hit.observed, hit.placement, hit.towards)
     if kind != "metadata":
-        event[kind] = content
-    censor = _present(
-        kind="rule",
-        rule=hit.rule,
-        action=hit.action,
-        placement=placement,
-        packet_number=hit.packet_number,
-        packet_length=hit.packet_length,
-        evidence=[_evidence(item) for item in hit.evidence],
-        facts=plain_facts(hit.facts),
-        cite=hit.cite,
-        observed=hit.observed,
-        place=hit.place,
-        residual_seconds=hit.residual_seconds or None,
-    )
-    ordered = _ordered(hit.rule, hit.action, hit.cite, hit.observed, hit.placement, hit.towards)
-    return f"{_common(hit.time, 'alert', hit.flow, hit.direction)},{ordered}", event, censor
+        event = f"{event},{content}"
+    return _common(hit.time, "alert", hit.flow, hit.direction), event, censor
+
+
+@lru_cache(maxsize=1024)
+def _of_rule(rule: str, action: str, placement: Placement) -> str:
+    return _members({"kind": "rule", "rule": rule, "action": action, "placement": placement.value})
+
+
+@lru_cache(maxsize=1024)
+def _rest_of_rule(cite: str, observed: str, place: str, residual_seconds: float) -> str:
+    return _members(_present(cite=cite, observed=observed, place=place, residual_seconds=residual_seconds or None))
 
 
 @lru_cache(maxsize=1024)
 def _ordered(rule: str, action: str, cite: str, observed: str, placement: Placement, towards: str) -> str:
     """What the alert says of the rule alone, as members."""
     alert = _alert(rule, action, cite=cite, observed=observed, placement=placement.value)
-    return _encode({"alert": alert, "verdict": _verdict(action, placement, towards)})[1:-1]
+    return _members({"alert": alert, "verdict": _verdict(action, placement, towards)})
 
 
 def _residual_hit(hit: ResidualHit) -> Event:
@@ -294,7 +317,7 @@ def _residual_hit(hit: ResidualHit) -> Event:
     censor = _present(
         kind="residual", rule=hit.rule, action=hit.action, key=hit.key, remaining=hit.remaining, cite=hit.cite
     )
-    return _common(hit.time, "alert", hit.flow, Direction.TO_SERVER), event, censor
+    return _common(hit.time, "alert", hit.flow, Direction.TO_SERVER), _members(event), _members(censor)
 
 
 def _probe(probe: ProbeReacted) -> Event:
@@ -312,7 +335,7 @@ def _probe(probe: ProbeReacted) -> Event:
         prober_port=probe.port,
         cite=probe.cite,
     )
-    return _common(probe.time, "alert", probe.flow, Direction.TO_SERVER), event, censor
+    return _common(probe.time, "alert", probe.flow, Direction.TO_SERVER), _members(event), _members(censor)
 
 
 def _blocked(block: ServerBlocked) -> Event:
@@ -328,13 +351,16 @@ def _blocked(block: ServerBlocked) -> Event:
         observed=block.observed,
         place=block.place,
     )
-    return _common(block.time, "alert", block.flow, Direction.TO_SERVER), event, censor
+    return _common(block.time, "alert", block.flow, Direction.TO_SERVER), _members(event), _members(censor)
 
 
-def _message(message: MessageSeen) -> Event:
-    kind, content = protocol_object(protocol_of(message.flow.protocol, message.facts), message.facts)
-    head = _common(message.time, kind, message.flow, message.direction)
-    return head, {kind: content}, {"kind": "message", "facts": plain_facts(message.facts)}
+def _message(message: MessageSeen, kind: str, content: str, facts: str) -> Event:
+    censor = '"kind":"message"'
+    return (
+        _common(message.time, kind, message.flow, message.direction),
+        content,
+        f"{censor},{facts}" if facts else censor,
+    )
 
 
 def _drop(drop: PacketDropped) -> Event:
@@ -345,7 +371,7 @@ def _drop(drop: PacketDropped) -> Event:
         content |= {flag.name.lower(): bool(drop.tcp_flags & flag) for flag in _DROP_FLAGS if flag.name}
     event: Object = {"drop": content, "verdict": {"action": "drop"}}
     censor = _present(kind="drop", rule=drop.rule, reason=drop.reason)
-    return _common(drop.time, "drop", drop.flow, drop.direction), event, censor
+    return _common(drop.time, "drop", drop.flow, drop.direction), _members(event), _members(censor)
 
 
 def _flow(flow: FlowEnded) -> Event:
@@ -371,9 +397,9 @@ def _flow(flow: FlowEnded) -> Event:
         rules=list(flow.rules),
         facts=plain_facts(flow.facts),
     )
-    return _common(flow.time, "flow", flow.flow, None), {"flow": content}, censor
+    return _common(flow.time, "flow", flow.flow, None), _members({"flow": content}), _members(censor)
 
 
 def _fault(fault: EngineFault) -> Event:
     event: Object = {"anomaly": {"type": "applayer", "event": "ENGINE_FAULT", "layer": "engine"}}
-    return _head(fault.time, "anomaly"), event, {"kind": "fault", "error": fault.error}
+    return _head(fault.time, "anomaly"), _members(event), _members({"kind": "fault", "error": fault.error})
