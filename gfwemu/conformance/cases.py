@@ -5,6 +5,7 @@ from __future__ import annotations
 from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
 from datetime import datetime
+from functools import lru_cache
 from pathlib import Path
 
 from gfwemu.conformance.language import CaseEntry, CaseFile, Changes, Expect, Quantiles, Rate, Step
@@ -12,7 +13,7 @@ from gfwemu.conformance.rates import check_rate
 from gfwemu.errors import Place, Problem, RulesError, UsageError
 from gfwemu.rules.catalogue import PROFILE_DIRECTORIES
 from gfwemu.rules.files import shown_path
-from gfwemu.rules.tree import Items, Mapping, read_tree
+from gfwemu.rules.tree import Items, Mapping, Node, read_tree
 from gfwemu.rules.validate import suggestion, validated
 
 NOON = "2024-11-15T12:00:00+08:00"
@@ -68,12 +69,9 @@ def load_cases(profile: str, files: Sequence[Path] | None = None) -> list[Case]:
     found: list[Case] = []
     places: dict[str, Place] = {}
     for path in case_files() if files is None else files:
-        tree, wrong = read_tree(path, shown_path(path))
+        tree, file, wrong = _read(path)
         problems += wrong
-        if not isinstance(tree, Mapping):
-            continue
-        file = validated(CaseFile, tree, problems, "the case file")
-        if file is None:
+        if not isinstance(tree, Mapping) or file is None:
             continue
         nodes = tree.get("cases")
         items = nodes.items if isinstance(nodes, Items) else ()
@@ -90,12 +88,28 @@ def load_cases(profile: str, files: Sequence[Path] | None = None) -> list[Case]:
     return found
 
 
+def _read(path: Path) -> tuple[Node | None, CaseFile | None, tuple[Problem, ...]]:
+    try:
+        stamp = path.stat().st_mtime_ns
+    except OSError:
+        stamp = 0
+    return _read_as_of(path, stamp)
+
+
+@lru_cache(256)
+def _read_as_of(path: Path, _: int) -> tuple[Node | None, CaseFile | None, tuple[Problem, ...]]:
+    """The tree of a file, what it says, and what is wrong with it; read once, since every era asks for every file."""
+    tree, problems = read_tree(path, shown_path(path))
+    problems = list(problems)
+    file = validated(CaseFile, tree, problems, "the case file") if isinstance(tree, Mapping) else None
+    return tree, file, tuple(problems)
+
+
 def eras_of_cases(files: Sequence[Path] | None = None) -> list[str]:
     """Every profile that some case holds for, by name."""
     names: set[str] = set()
     for path in case_files() if files is None else files:
-        tree, _ = read_tree(path, shown_path(path))
-        file = validated(CaseFile, tree, [], "") if tree is not None else None
+        _, file, _ = _read(path)
         for entry in file.cases if file is not None else ():
             names.update(entry.profiles or (file.profiles if file is not None else None) or [path.parent.name])
     return sorted(names)
