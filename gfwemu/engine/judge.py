@@ -157,6 +157,9 @@ class Judge:
             may_hold = pending.eager and self._is_ripe(work) and _any_may_hold(work, decision)
             touched = pending.eager if may_hold else ()
         if touched:
+            if fresh and packet.proto == _TCP:
+                # Met in the middle, a connection is judged by its endpoints before its words, as it is at its SYN.
+                touched = tuple(sorted(touched, key=_is_by_message))
             self._try_rules(touched, work, decision, messages, censor_now, told)
         decision.fresh = False
         if decision.terminal is None:
@@ -342,6 +345,10 @@ def flow_payload(work: Work) -> bytes:
 
 def flow_ref(flow: Flow) -> FlowRef:
     return FlowRef(flow.flow_id, flow.tuple, flow.protocol)
+
+
+def _is_by_message(candidate: Candidate) -> bool:
+    return candidate.by_message
 
 
 def _any_may_hold(work: Work, decision: Decision) -> bool:

@@ -55,7 +55,6 @@ _CHAINS = (
     "between",
     "answered",
     "bulk",
-    "alive",
     "followed",
     "followed_to_server",
     "followed_to_client",
@@ -99,7 +98,7 @@ class AddressSet:
 
 @dataclass(frozen=True, slots=True)
 class Lifetimes:
-    """How long the kernel answers for an idle flow, in real seconds: as long as the engine would remember it.
+    """How long the engine remembers an idle flow, in real seconds.
 
     tcp_opening: before the handshake is over. limit: flows that the kernel answers for, at most; the others stay
     queued.
@@ -113,7 +112,7 @@ class Lifetimes:
 
     @property
     def sample(self) -> float:
-        """How long packets of an undecided TCP flow may pass unseen, after one that user space saw."""
+        """How long packets of a TCP flow may pass unseen, after one that user space saw."""
         return min(self.tcp, self.tcp_opening) / _SAMPLES
 
 
@@ -206,9 +205,13 @@ def content_text(
         "to_bulk": [f"meta mark set meta mark & {_KEEP_PACKET:#x} | {QUEUED:#x}", "jump bulk_hop"],
         "watched": _watched(watches),
         "between": _between(plan, generation),
-        "answered": [*_ANOTHER_FLOW, "ct id @offloaded goto alive", "goto to_queue"],
+        "answered": [
+            *_ANOTHER_FLOW,
+            "ct id != @offloaded goto to_queue",
+            f"ct mark & {OFFLOAD_DROP:#x} != 0 drop",
+            "accept",
+        ],
         "bulk": [*_ANOTHER_FLOW, "goto to_bulk"],
-        "alive": [*_refreshed(lifetimes), f"ct mark & {OFFLOAD_DROP:#x} != 0 drop", "accept"],
         "rest": _rest(plan),
         "settle": _settle(plan, generation, lifetimes),
         "settled": [f"meta mark & {OFFLOAD_DROP:#x} != 0 drop", f"meta mark set meta mark & {_KEEP_PACKET:#x}"],
@@ -395,11 +398,12 @@ def _milliseconds(seconds: float) -> int:
     return max(1, round(seconds * 1000))
 
 
-def _refreshed(lifetimes: Lifetimes) -> Iterator[str]:
+def _sampled(lifetimes: Lifetimes) -> Iterator[str]:
+    """A packet of a decided flow is queued now and then, or the engine would forget who opened the flow."""
     for match, seconds in (
-        ("meta l4proto tcp", lifetimes.tcp),
-        ("meta l4proto udp", lifetimes.udp),
-        ("meta l4proto != { tcp, udp }", lifetimes.other),
+        ("meta l4proto tcp", lifetimes.sample),
+        ("meta l4proto udp", lifetimes.udp / _SAMPLES),
+        ("meta l4proto != { tcp, udp }", lifetimes.other / _SAMPLES),
     ):
         yield f"{match} update @offloaded {{ ct id timeout {_milliseconds(seconds)}ms }}"
 
@@ -412,7 +416,7 @@ def _settle(plan: KernelPlan, generation: int, lifetimes: Lifetimes) -> Iterator
     yield f"meta mark & {OFFLOAD_BULK:#x} != 0 {clear} | {connection_mark(OFFLOAD_BULK, generation):#x} goto settled"
     for offload in (OFFLOAD_ACCEPT, OFFLOAD_DROP):
         yield f"meta mark & {OFFLOAD:#x} == {offload:#x} {clear} | {connection_mark(offload, generation):#x}"
-    for line in _refreshed(lifetimes):
+    for line in _sampled(lifetimes):
         yield f"meta mark & {OFFLOAD:#x} != 0 {line}"
     yield f"meta mark & {OFFLOAD:#x} != 0 goto settled"
     if plan.spared.bare:

@@ -87,9 +87,8 @@ class PlanModel(KernelModel):
         return Verdict.ACCEPT if _unseen(packet, plan) else None
 
     def _answered(self, packet: Packet, known: Connection) -> Verdict | None:
-        if _begins(packet) or known.answered_until < self._now:
+        if _begins(packet) or known.answered_until <= self._now:
             return None
-        known.answered_until = self._now + self._lifetime(packet)
         return Verdict(known.mark)
 
     def _followed(self, packet: Packet, known: Connection, to_server: bool, plan: KernelPlan) -> Verdict | None:
@@ -104,9 +103,10 @@ class PlanModel(KernelModel):
             return Verdict.ACCEPT if not to_server and spared.server_payload else None
         return Verdict.ACCEPT
 
-    def _lifetime(self, packet: Packet) -> float:
+    def _sample(self, packet: Packet) -> float:
         flows = self._rules.options.flows
-        return {6: flows.tcp_established, 17: flows.udp}.get(packet.proto, flows.other)
+        tcp = min(flows.tcp_opening, flows.tcp_established)
+        return {6: tcp, 17: flows.udp}.get(packet.proto, flows.other) / _SAMPLES
 
     def _pass_time(self, seconds: float) -> None:
         super()._pass_time(seconds)
@@ -146,7 +146,7 @@ class PlanModel(KernelModel):
         if command.queue_all:
             known.mark = ""
         elif command.offload:
-            known.mark, known.answered_until = command.verdict.value, self._now + self._lifetime(packet)
+            known.mark, known.answered_until = command.verdict.value, self._now + self._sample(packet)
         elif not through:
             return
         else:
@@ -155,8 +155,7 @@ class PlanModel(KernelModel):
                 known.mark = "followed" if self._plan.spared.bare and original else ""
             elif known.mark != "followed":
                 known.mark = ""
-            flows = self._rules.options.flows
-            known.flow_until = self._now + min(flows.tcp_opening, flows.tcp_established) / _SAMPLES
+            known.flow_until = self._now + self._sample(packet)
             if original and packet.flags & (_SYN | _RST | _ACK) == _ACK:
                 known.client_until = known.flow_until
 

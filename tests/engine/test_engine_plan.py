@@ -13,7 +13,7 @@ from hypothesis import strategies as st
 from plan_model import PlanModel
 from rulekit import Holds, Hours, client_hello, dns_query, rule, ruleset
 
-from gfwemu.flow.options import FlowOptions, TcpOptions
+from gfwemu.flow.options import FlowOptions, TcpOptions, Teardown
 from gfwemu.model import FiveTuple, Side, Verdict, address_bytes
 from gfwemu.rules.compiled import CompiledRule, RuleSet
 from gfwemu.rules.fields import rule_fields
@@ -51,6 +51,10 @@ ENDPOINTS: list[dict[str, Any]] = [
     {"ip.client": networks("192.0.2.0/24"), "port.server": numbers("443")},
     {"port.server": numbers("53", "400-450")},
     {"port.client": numbers("1")},
+    {"ip.any": networks("192.0.2.11/32", "203.0.113.53/32")},
+    {"ip.server": networks("192.0.2.0/24")},
+    {"initiator": texts("outside")},
+    {"ip.server": networks("203.0.113.0/24"), "port.server": numbers("443"), "transport": texts("tcp")},
     {"transport": texts("udp")},
     {"transport": texts("tcp")},
 ]
@@ -103,6 +107,12 @@ BLOCKS = [
     {"key": "server", "seconds": 30, "action": "drop"},
     {"key": "server_port", "seconds": 30, "action": "drop"},
 ]
+TEARDOWNS = [
+    *[TcpOptions().teardown] * 3,
+    {},
+    {"rst": Teardown(by="server")},
+    {"rst": Teardown(sequence="in_window"), "fin": Teardown(when="established")},
+]
 # Of a decided flow, the kernel's own connection tracking knows how long it opens or closes, and this model does not.
 LIVES = FlowOptions(tcp_opening=480, tcp_established=480, tcp_closing=480, udp=480, other=480)
 
@@ -129,8 +139,12 @@ def rule_set(rng: random.Random) -> RuleSet:
         )
         made.append(replace(one, index=index))
     tcp = TcpOptions(
-        create_on=rng.choice(["syn", "syn", "syn", "synack", "any"]),  # type: ignore[arg-type]
+        create_on=rng.choice(["syn", "syn", "syn", "synack", "both", "any"]),  # type: ignore[arg-type]
+        handshake=rng.choice(["none", "none", "syn", "full"]),  # type: ignore[arg-type]
+        established_by=rng.choice(["ack", "ack", "valid_ack"]),  # type: ignore[arg-type]
         reassembly=rng.choice(["none", "first_segment", "full", "full"]),  # type: ignore[arg-type]
+        teardown=rng.choice(TEARDOWNS),
+        small_segments=rng.choice([0, 0, 0, 30]),
         inspect=rng.choice([262_144, 1000]),
     )
     known = rule_fields()
@@ -395,3 +409,24 @@ def test_a_plan_lets_user_space_see(
             number += 1
     fates = model.stop().fates
     assert [number for number, fate in fates.items() if fate[0] is Verdict.DROP] == dropped
+
+
+def test_a_flow_that_the_kernel_answers_for_keeps_its_client() -> None:
+    block = {"key": "2tuple", "seconds": 30, "action": "drop", "direction": "to_server"}
+    blocking = rule("alert", {"transport": texts("icmp")}, residual=block)
+    passing = replace(rule("pass", {"port.server": numbers("53")}), index=1)
+    rules = replace(ruleset(blocking, passing, flows=LIVES), dissectors=frozenset())
+    talk = [(5, "client-say", b"x", 0.0), *[(5, "server-say", b"x", 50.0)] * 20]
+    everything, queued = compare(rules, [*talk, (5, "icmp", b"x", 50.0), (5, "server-say", b"x", 0.1)], None)
+    assert queued < everything
+
+
+def test_a_connection_met_in_the_middle_is_judged_by_its_endpoints_before_its_words() -> None:
+    words = rule("pass", {"tls.sni": texts("www.blocked.example")})
+    endpoints = replace(rule("drop", {"transport": texts("tcp")}, direction="to_client"), index=1)
+    later = replace(ruleset(words, endpoints, flows=LIVES), dissectors=frozenset({"tls"}))
+    first, rest = (0, "client-say", BLOCKED[:90], 0.0), (0, "client-say", BLOCKED[90:], 0.0)
+    none = replace(ruleset(flows=LIVES, tcp=TcpOptions(create_on="any")), dissectors=frozenset({"tls"}))
+    watching = replace(none, rules=(rule("alert", {"tls.sni": texts("www.allowed.example")}),))
+    nods = [(0, "client-nod", b"", 0.0), (0, "server-nod", b"", 0.0)]
+    compare(watching, [first, *nods, rest, (0, "server-say", b"x", 0.0)], later)
