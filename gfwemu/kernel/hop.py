@@ -132,11 +132,11 @@ def set_hops(
                 statement = nft_statement(queue, bypass)
                 nft.run(f"flush chain inet {table} {name}; add rule inet {table} {name} {statement}")
         if not alone:
-            lines = (f"add rule inet {table} {chain} {line}" for line in _spread_lines(ways, spread, inside))
+            lines = (f"add rule inet {table} {chain} {line}" for line in spread_lines(ways, spread, inside))
             nft.run("; ".join([f"flush chain inet {table} {chain}", *lines]))
 
 
-def _spread_lines(ways: list[str], spread: Spread, inside: str) -> Iterator[str]:
+def spread_lines(ways: list[str], spread: Spread, inside: str) -> Iterator[str]:
     """Rules that send a packet one of the ways, both directions the same."""
     if spread != "one":
         goals = ", ".join(f"{number} : goto {way}" for number, way in enumerate(ways))

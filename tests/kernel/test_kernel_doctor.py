@@ -26,6 +26,7 @@ def test_doctor_agrees_with_the_tests_that_this_machine_can() -> None:
     capabilities = {item["name"]: item for item in found["capabilities"]}
     assert capabilities["gfwemu's table"]["have"]
     assert capabilities["nft queue"]["have"] or capabilities["xtables NFQUEUE in nft"]["have"]
+    assert capabilities["nft jhash"]["have"]
     for item in found["capabilities"]:
         assert item["need"] in ("run", "daemon", "extra")
         assert item["needed_for"]
