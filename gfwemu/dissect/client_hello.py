@@ -36,7 +36,7 @@ _GREASE = frozenset(0x0A0A + 0x1010 * n for n in range(16))
 
 def without_grease(values: tuple[int, ...]) -> tuple[int, ...]:
     """The values without those that only keep servers tolerant (RFC 8701)."""
-    return tuple(value for value in values if value not in _GREASE)
+    return values if _GREASE.isdisjoint(values) else tuple([value for value in values if value not in _GREASE])
 
 
 class ClientHello:

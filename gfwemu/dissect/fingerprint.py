@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import hashlib
 from collections.abc import Iterable
+from functools import lru_cache
 from typing import Literal
 
 from gfwemu.dissect.client_hello import ALPN, SERVER_NAME, ClientHello, without_grease
@@ -22,32 +23,29 @@ _JA4_VERSIONS: dict[int, str] = {
 }
 _NOTHING = "000000000000"
 
+_MOST_KEPT = 64
+"""Results of each kind that are kept. Our choice: a network has few kinds of clients, and lists may be long."""
+
 
 def cipher_text(hello: ClientHello) -> str:
     """The cipher suites in wire order as hexadecimal digits: `1301-1302-c02f`."""
-    return "-".join(f"{value:04x}" for value in without_grease(hello.ciphers))
+    return _dashed_hex(without_grease(hello.ciphers))
 
 
 def ja3_text(hello: ClientHello) -> str:
     """Version, ciphers, extensions, groups and point formats in decimal, before the hash."""
-    lists = (hello.ciphers, hello.extensions, hello.groups)
-    fields = ["-".join(map(str, without_grease(values))) for values in lists]
-    return ",".join([str(hello.legacy_version), *fields, "-".join(map(str, hello.point_formats))])
+    return _ja3_text(*_ja3_lists(hello))
 
 
 def ja3(hello: ClientHello) -> str:
     """32 hexadecimal digits."""
-    return hashlib.md5(ja3_text(hello).encode(), usedforsecurity=False).hexdigest()
+    return _ja3(*_ja3_lists(hello))
 
 
 def ja4(hello: ClientHello, protocol: Literal["t", "q"]) -> str:
     """`t13d1516h2_8daaf6152771_e5627efa2ab1`. protocol: `t` over TCP, `q` over QUIC."""
     ciphers = without_grease(hello.ciphers)
     extensions = without_grease(hello.extensions)
-    hashed = _hex(sorted(kind for kind in extensions if kind not in (SERVER_NAME, ALPN)))
-    algorithms = _hex(without_grease(hello.signature_algorithms))
-    if algorithms:
-        hashed += "_" + algorithms
     return "_".join(
         (
             protocol
@@ -55,8 +53,9 @@ def ja4(hello: ClientHello, protocol: Literal["t", "q"]) -> str:
             + ("d" if hello.has(SERVER_NAME) else "i")
             + f"{min(len(ciphers), 99):02}{min(len(extensions), 99):02}"
             + _alpn_letters(hello.alpn),
-            _truncated_hash(_hex(sorted(ciphers))),
-            _truncated_hash(hashed),
+            _hash_of_ciphers(tuple(sorted(ciphers))),
+            # Sorted first: browsers shuffle their extensions anew for each connection.
+            _hash_of_extensions(tuple(sorted(extensions)), without_grease(hello.signature_algorithms)),
         )
     )
 
@@ -68,6 +67,41 @@ def _alpn_letters(alpn: tuple[bytes, ...]) -> str:
     if first.isalnum() and last.isalnum():
         return (first + last).decode()
     return first.hex()[0] + last.hex()[1]
+
+
+def _ja3_lists(hello: ClientHello) -> tuple[int, tuple[int, ...], tuple[int, ...], tuple[int, ...], bytes]:
+    return (
+        hello.legacy_version,
+        without_grease(hello.ciphers),
+        without_grease(hello.extensions),
+        without_grease(hello.groups),
+        bytes(hello.point_formats),
+    )
+
+
+def _ja3_text(version: int, *lists: Iterable[int]) -> str:
+    return ",".join([str(version), *("-".join(map(str, values)) for values in lists)])
+
+
+@lru_cache(_MOST_KEPT)
+def _ja3(version: int, *lists: Iterable[int]) -> str:
+    return hashlib.md5(_ja3_text(version, *lists).encode(), usedforsecurity=False).hexdigest()
+
+
+@lru_cache(_MOST_KEPT)
+def _dashed_hex(values: tuple[int, ...]) -> str:
+    return "-".join(f"{value:04x}" for value in values)
+
+
+@lru_cache(_MOST_KEPT)
+def _hash_of_ciphers(ciphers: tuple[int, ...]) -> str:
+    return _truncated_hash(_hex(ciphers))
+
+
+@lru_cache(_MOST_KEPT)
+def _hash_of_extensions(extensions: tuple[int, ...], algorithms: tuple[int, ...]) -> str:
+    text = _hex(kind for kind in extensions if kind not in (SERVER_NAME, ALPN))
+    return _truncated_hash(f"{text}_{_hex(algorithms)}" if algorithms else text)
 
 
 def _hex(values: Iterable[int]) -> str:

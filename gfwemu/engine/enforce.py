@@ -78,16 +78,16 @@ class Enforcer:
         """`query`: the DNS query that matched, if it is one; only `poison` reads it."""
         action: Any = rule.action
         match action:
+            case Poison():
+                trigger = self._trigger(rule, work)
+                forged = [] if query is None else forge_answers(self._injectors, action, trigger, query)
+                self._inject_and(rule, work, decision, forged, "answer forged", flow_goes_on=True)
             case Alert():
                 work.touch(rule, "alert")
             case Probe():
                 work.touch(rule, "probes ordered")
             case Throttle() | Delay() | Lose():
                 decision.modifiers += (self._modifier(rule, work, decision),)
-            case Poison():
-                trigger = self._trigger(rule, work)
-                forged = [] if query is None else forge_answers(self._injectors, action, trigger, query)
-                self._inject_and(rule, work, decision, forged, "answer forged", flow_goes_on=True)
             case Reset():
                 self._close(rule, work, decision, action, "RA")
             case Fin():

@@ -59,7 +59,7 @@ class Burst:
     def __init__(self, state: InjectorState, injector: Injector, trigger: Packet) -> None:
         self._state = state
         self._injector = injector
-        self._mirrored = {"ttl": trigger.ttl, "window": trigger.window, "ip_id": trigger.ip_id & 0xFFFF}
+        self._trigger = trigger
         self._rising: dict[str, int] = {}
 
     @property
@@ -74,7 +74,7 @@ class Burst:
         if setting is None:
             return rng.randint(0, mask)
         if setting == "mirror":
-            return self._mirrored[name]
+            return int(getattr(self._trigger, name)) & mask
         if setting == "increment":
             count = self._state.next_of(id(self._injector), name, rng.randint(0, mask))
         elif isinstance(setting, Rising):

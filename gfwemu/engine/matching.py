@@ -33,7 +33,12 @@ def holds(rule: CompiledRule, view: View) -> tuple[tuple[Condition, Fact, str], 
 
 def match_condition(condition: Condition, value: Fact) -> tuple[Fact, str] | None:
     """The value (of several, the one that matched) and the entry; None where the condition fails."""
-    candidates: Sequence[Fact] = value if condition.field == "ip.any" and isinstance(value, tuple) else (value,)
+    if condition.field != "ip.any" or not isinstance(value, tuple):
+        entry = condition.matcher.match(value)
+        if condition.negated:
+            return (value, "none of the entries") if entry is None else None
+        return None if entry is None else (value, entry)
+    candidates: Sequence[Fact] = value
     for candidate in candidates:
         entry = condition.matcher.match(candidate)
         if entry is not None:
@@ -61,6 +66,8 @@ def evidence_of(
 
 
 def _value_text(field: str, value: Fact) -> str:
+    if isinstance(value, str):
+        return value
     if isinstance(value, bytes):
         return address_text(value) if field.startswith("ip.") else value[:EXCERPT_BYTES].hex(" ")
     if isinstance(value, tuple):

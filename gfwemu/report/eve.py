@@ -109,6 +109,8 @@ class EveWriter:
 
     def write(self, record: Record) -> None:
         match record:
+            case MessageSeen():
+                self._put(*_message(record, *self._facts(record.flow.protocol, record.facts)))
             case RuleHit():
                 self._put(*_rule_hit(record, *self._facts(record.flow.protocol, record.facts)))
             case ResidualHit():
@@ -117,8 +119,6 @@ class EveWriter:
                 self._put(*_probe(record))
             case ServerBlocked():
                 self._put(*_blocked(record))
-            case MessageSeen():
-                self._put(*_message(record, *self._facts(record.flow.protocol, record.facts)))
             case PacketDropped():
                 self._put(*_drop(record))
             case FlowEnded():

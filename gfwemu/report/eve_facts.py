@@ -48,9 +48,6 @@ _MEMBERS: dict[str, dict[str, tuple[str, str]]] = {
 """EVE object: our field -> its member and form. Names and types as in Suricata's user guide, "EVE JSON Format"."""
 
 _DNS_LOG_VERSION = 2
-_PLAIN = frozenset({str, bool, int, float})
-"""The types that JSON has, and that are most of all facts."""
-
 _PROTO_NAMES: Mapping[int, str] = {1: "ICMP", 6: "TCP", 17: "UDP", 58: "IPv6-ICMP", 132: "SCTP"}
 
 
@@ -103,7 +100,7 @@ def _formed(value: Fact, form: str) -> Json:
 
 
 def _text(value: Fact) -> str:
-    if value.__class__ is str:
+    if isinstance(value, str):
         return value
     plain = plain_value("", value)
     if isinstance(plain, list):
@@ -121,7 +118,11 @@ def plain_value(field: str, value: Fact) -> Json:
 
 
 def plain_facts(facts: Mapping[str, Fact]) -> dict[str, Json]:
-    return {name: value if value.__class__ in _PLAIN else plain_value(name, value) for name, value in facts.items()}
+    # Most are what JSON has.
+    return {
+        name: value if isinstance(value, (str, int, float)) else plain_value(name, value)
+        for name, value in facts.items()
+    }
 
 
 def probe_evidence(block: ServerBlocked) -> tuple[Evidence, ...]:

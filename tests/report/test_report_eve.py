@@ -196,6 +196,26 @@ def test_messages_become_their_protocols_events(message: MessageSeen, kind: str,
     assert event[kind] == content
 
 
+def test_facts_are_told_of_whom_they_are() -> None:
+    """A hit, its message and the next one, of the same facts or of others."""
+    other = {**HELLO_FACTS, "tls.sni": "other.example"}
+    asked = {"dns.qname": "a.example"}
+    records = [
+        MessageSeen(START, TLS, UP, HELLO_FACTS),
+        hit(),
+        hit(facts=other),
+        MessageSeen(START, TLS, UP, HELLO_FACTS),
+        hit(of=PING, facts=asked),
+        MessageSeen(START, VPN, UP, asked),
+        hit(of=PING, facts={}),
+        hit(of=PING, facts={"payload.length": 3}),
+    ]
+    for record, event in zip(records, events_of(*records), strict=True):
+        assert event == events_of(record)[0]
+        assert event["censor"].get("facts", {}).get("tls.sni") == record.facts.get("tls.sni")
+        assert event.get("tls", {}).get("sni") == record.facts.get("tls.sni")
+
+
 def test_a_flow_record() -> None:
     (event,) = events_of(ended(TLS, dropped=3, injected=2, rules=("sni-news",)))
     assert event["flow"] == {
