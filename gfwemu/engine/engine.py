@@ -17,6 +17,7 @@ from gfwemu.engine.treatments import FreezeFlow, PassFlow, RedirectFlow
 from gfwemu.engine.work import Decision, Work
 from gfwemu.flow.flow import Flow
 from gfwemu.flow.fragments import Complete, Fragments, Refused
+from gfwemu.flow.options import TcpOptions
 from gfwemu.flow.readable import packet_filter
 from gfwemu.model import Direction, FiveTuple, Transport, Verdict
 from gfwemu.rules.compiled import RuleSet
@@ -144,7 +145,8 @@ class Engine:
             nothing_changes, messages = self._judge.glance(packet, flow, direction) if readable else (False, None)
             if nothing_changes:
                 self._flows.advance(flow, packet, direction)
-                commands.append(SetVerdict(event.packet_id, _ACCEPT))
+                queue_all = flow.tcb is not None and _is_seen_whole(flow, self._rules.options.tcp)
+                commands.append(SetVerdict(event.packet_id, _ACCEPT, queue_all=queue_all))
                 return
             work = Work(event.packet_id, packet, flow, direction, event.now, release_at=event.now, messages=messages)
             self._decide(work, censor_now, commands, readable=readable)
@@ -234,11 +236,11 @@ class Engine:
                 SetVerdict(
                     work.packet_id,
                     work.verdict,
-                    work.data,
+                    work.data if work.verdict is _ACCEPT else None,
                     settled and self._offload,
                     work.reason,
                     bulk=treated and self._offload and self._is_bulk(work),
-                    queue_all=treated or (not settled and _resynchronising(work.flow)),
+                    queue_all=treated or (not settled and _is_seen_whole(work.flow, self._rules.options.tcp)),
                 )
             )
         if work.forged:
@@ -385,5 +387,7 @@ def _treated(work: Work) -> bool:
     return bool(decision.modifiers) or not (decision.terminal is None or isinstance(decision.terminal, PassFlow))
 
 
-def _resynchronising(flow: Flow) -> bool:
-    return flow.tcb is not None and flow.tcb.resynchronising
+def _is_seen_whole(flow: Flow, options: TcpOptions) -> bool:
+    """Whether nothing of the flow may pass unseen, though nothing is decided: the kernel plan is made for `options`."""
+    tcb = flow.tcb
+    return tcb is not None and (tcb.resynchronising or not tcb.goes_by(options))

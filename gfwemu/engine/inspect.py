@@ -30,8 +30,8 @@ class Inspector:
         """rng: for what the censor's idea of TCP leaves to chance."""
         self._options = rules.options
         self._rng = rng
-        # What makes a control block in the middle of a connection makes it again after it was torn down.
-        self._may_return = rules.options.tcp.create_on != "syn"
+        # A packet behind the client's SYN may make a control block: at first, or again after it was torn down.
+        self._may_follow = rules.options.tcp.create_on != "syn"
         self._reads_server = bool(server_readers(rules))
         needed = [dissector for dissector in DISSECTORS if dissector.name in rules.dissectors]
         self._by_transport = {
@@ -49,7 +49,7 @@ class Inspector:
             return not flow.sessions
         if not self.reads(flow.tuple.proto):
             return True
-        return flow.tuple.proto == _TCP and flow.tcb is None
+        return flow.tuple.proto == _TCP and flow.tcb is None and not self._may_follow
 
     def ready(self, flow: Flow) -> bool:
         """Whether this censor looks at payload of the flow yet: some wait for the whole handshake."""
@@ -67,7 +67,7 @@ class Inspector:
         tcp = self._options.tcp
         if flow.tcb is None or flow.tcb.torn_down:
             if flow.tcb is not None:
-                if not self._may_return:
+                if not self._may_follow:
                     flow.sessions = ()
                     return []
                 flow.read_anew()

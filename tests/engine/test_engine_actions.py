@@ -257,6 +257,14 @@ def test_redirect_to_another_server_works_both_ways() -> None:
     assert back.data == answer.raw
 
 
+def test_a_redirected_packet_that_is_lost_brings_no_new_bytes_with_its_drop() -> None:
+    match = {"ip.server": "203.0.113.80"}
+    book = Playbook(ruleset(rule("lose", match, probability=1.0), rule("redirect", match, address=["203.0.113.99"])))
+    own = book.packet(TcpTalk().syn()).own
+    assert own is not None
+    assert (own.verdict, own.data) == (Verdict.DROP, None)
+
+
 @pytest.mark.parametrize("version", [4, 6])
 def test_icmp_unreachable_answers_each_packet(version: int) -> None:
     server, client = ("203.0.113.80", "192.0.2.10") if version == 4 else ("2001:db8::80", "2001:db8:1::10")

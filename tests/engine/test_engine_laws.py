@@ -116,7 +116,8 @@ def test_every_packet_gets_exactly_one_verdict(
 ) -> None:
     book = Playbook(ruleset(*some, tcp=TcpOptions(reassembly=reassembly, verify_checksum=verify), **SMALL))
     for number, (data, after) in enumerate(script):
-        book.packet(data, after=after)
+        own = book.packet(data, after=after).own
+        assert own is None or own.verdict is Verdict.ACCEPT or own.data is None
         assert book.engine.flow_count <= 3
         if number == 15:
             book.replace_rules(ruleset(*some[:1], **SMALL))

@@ -167,6 +167,7 @@ CASES: list[tuple[str, Script, TcpOptions, TcpOptions]] = [
     # name, conversation, a censor that is not deceived, one that is
     ("create_on syn", without_synack, only(create_on="syn"), only(create_on="synack")),
     ("create_on synack", without_syn, only(create_on="synack"), only(create_on="syn")),
+    ("create_on synack, after a SYN", plain, only(create_on="synack"), only(create_on="synack", handshake="full")),
     ("create_on both", without_syn, only(create_on="both"), only(create_on="syn")),
     ("create_on both, too", without_synack, only(create_on="both"), only(create_on="synack")),
     ("create_on any", only_data, only(create_on="any"), only(create_on="both")),

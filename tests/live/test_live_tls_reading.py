@@ -188,7 +188,9 @@ def test_inserted_packets_blind_the_engines_that_believe_them(
 
 
 @ADDRESSES
-@pytest.mark.parametrize(("create_on", "expected"), [("syn", "ok"), ("synack", "reset"), ("any", "reset")])
+@pytest.mark.parametrize(
+    ("create_on", "expected"), [("syn", "ok"), ("synack", "reset"), ("both", "reset"), ("any", "reset")]
+)
 def test_what_creates_the_control_block(
     client: Client, internet_node: Node, wire: Wire, address: str, create_on: str, expected: str
 ) -> None:
