@@ -16,6 +16,8 @@ from gfwemu.rules.compiled import CompiledRule
 Server = tuple[bytes, int]
 Reactions = tuple[tuple[str, str], ...]
 
+_ANSWERS = frozenset({"data", "confirmed"})
+
 
 @dataclass(frozen=True, slots=True)
 class Request:
@@ -61,8 +63,9 @@ class Suspects:
         server = flow.tuple.dst, flow.tuple.dport
         known = self._reactions.get(server, {})
         for wanted in action.blocks_when:
-            found = {name: sorted(known.get(name, set()).intersection(any_of)) for name, any_of in wanted.items()}
-            if all(found.values()):
+            found = {name: sorted(known.get(name, set()) & {*any_of}) for name, any_of in wanted.items()}
+            spoken = {name: (known.get(name, set()) & _ANSWERS) - {*any_of} for name, any_of in wanted.items()}
+            if all(found.values()) and not any(spoken.values()):
                 self._reactions.pop(server, None)
                 return tuple((name, ", ".join(reactions)) for name, reactions in found.items())
         return ()

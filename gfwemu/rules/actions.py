@@ -248,8 +248,9 @@ class Probe(Model):
     The defaults are the prober of Shadowsocks servers of Alice et al., IMC 2020: types; delay of the first replay after
     the connection; timeout below 10 s; ttl of its packets at the server; source_port; except for count (probes for each
     hit) and the tails of delay and source_port, which are guesses. pool: networks of the probers' addresses.
-    blocks_when: any of these mappings of types to reactions; in each, every type must have met one of its reactions.
-    Then, with block_probability, the block under `residual` begins. Delays follow the censor's clock, timeouts do not.
+    blocks_when: any of these mappings of types to reactions; in each, every type must have met one of its reactions,
+    and no `data` or `confirmed` that is not among them. Then, with block_probability, the block under `residual`
+    begins. Delays follow the censor's clock, timeouts do not.
     """
 
     types: Annotated[tuple[ProbeType, ...], Field(min_length=1, max_length=64)] = SHADOWSOCKS_PROBES
