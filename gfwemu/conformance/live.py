@@ -42,8 +42,18 @@ def play_live(
         mine = [case for case in cases if case.clock == clock]
         with Lab(_topology(mine), rules=[path], time_scale=time_scale, start_time=clock) as lab:
             played = asyncio.run(_play(lab, mine, time_scale, jobs, on_result))
+            _refuse_dead_services(lab)
         found.update({one.case.id: one for one in played})
     return [found[case.id] for case in cases]
+
+
+def _refuse_dead_services(lab: Lab) -> None:
+    """A censor that died lets everything pass, which some cases would take for success. Raises LabError."""
+    lab.attached.refresh()
+    for name, service in lab.attached.state["services"].items():
+        if service["state"] != "running":
+            log = (lab.directory / f"{name}.log").read_text(encoding="utf-8", errors="replace").strip().split("\n")
+            raise LabError(f"The lab's {name} {service['state']} while cases played: {log[-1]}", service=name)
 
 
 def _topology(cases: Sequence[Case]) -> Topology:
