@@ -169,7 +169,7 @@ def show(name: str, as_json: bool) -> None:
         entry = {"what": "dissector", **_dissector_entry(name)}
     elif name in profiles() or "/" in name or name.endswith((".yaml", ".yml")):
         path = find_profile(name)
-        entry = {"what": "profile", "name": name, "path": str(path), "text": _text(path)}
+        entry = {"what": "profile", "name": name, "path": str(path), "text": _text(path), "rules": _rule_entries(path)}
     else:
         known = [*profiles(), *rule_fields(), *ACTIONS, *dissector_transports()]
         near = suggestion(name, known) or "; see `gfwemu list profiles|fields|actions|dissectors`"
@@ -178,6 +178,38 @@ def show(name: str, as_json: bool) -> None:
         click.echo(json.dumps(entry, indent=2))
     else:
         click.echo("\n".join(_lines(entry)))
+
+
+def _rule_entries(path: Path) -> list[Entry]:
+    """The rules of a profile with those that it includes; none where it is wrong."""
+    try:
+        rules = load_rules([path]).rules
+    except RulesError:
+        return []
+    entries = {
+        rule.name: {
+            "name": rule.name,
+            "box": rule.box,
+            "action": rule.action_name,
+            "observed": rule.observed,
+            "evidence": rule.evidence,
+            "guessed": list(rule.guessed),
+            "file": Path(rule.place.file).name,
+        }
+        for rule in rules
+    }
+    return list(entries.values())
+
+
+def _rule_lines(rules: list[Entry]) -> list[str]:
+    """A comment in the form of a table, where some rule says how well it is known; else nothing."""
+    if not any(rule["evidence"] for rule in rules):
+        return []
+    columns = ("name", "box", "action", "observed", "evidence", "file", "guessed")
+    rows = [columns, *(tuple(_cell(column, rule[column]) for column in columns) for rule in rules)]
+    widths = [max(len(row[index]) for row in rows) for index in range(len(columns))]
+    table = ["  ".join(cell.ljust(width) for cell, width in zip(row, widths, strict=True)).rstrip() for row in rows]
+    return ["", "# All rules, included ones too:", *(f"# {line}" for line in table)]
 
 
 def _text(path: Path) -> str:
@@ -190,7 +222,7 @@ def _text(path: Path) -> str:
 def _lines(entry: Entry) -> list[str]:
     match entry["what"]:
         case "profile":
-            return [f"# {entry['path']}", entry["text"].rstrip()]
+            return [f"# {entry['path']}", entry["text"].rstrip(), *_rule_lines(entry["rules"])]
         case "field":
             return _field_lines(entry)
         case "action":

@@ -5,7 +5,9 @@ from __future__ import annotations
 from pathlib import Path
 
 import pytest
+from click.testing import CliRunner
 
+from gfwemu.cli.catalogue import show
 from gfwemu.errors import RulesError
 from gfwemu.rules.load import load_rules
 
@@ -58,3 +60,11 @@ def test_evidence_is_one_of_the_grades(tmp_path: Path) -> None:
     with pytest.raises(RulesError) as caught:
         load_rules([path])
     assert "certain" in str(caught.value)
+
+
+def test_show_tells_how_well_each_rule_is_known(tmp_path: Path) -> None:
+    shown = CliRunner().invoke(show, [str(write(tmp_path, "first"))]).stdout
+    assert ["#", "first", "reset", "recall", "new.yaml", "ttl"] in [line.split() for line in shown.splitlines()]
+    assert "# second" in shown
+    (tmp_path / "plain.yaml").write_text(OLD)
+    assert "# All rules" not in CliRunner().invoke(show, [str(tmp_path / "plain.yaml")]).stdout
