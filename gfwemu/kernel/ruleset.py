@@ -171,13 +171,19 @@ def frame_text(table: str, ends: Ends, limit: int) -> str:
 
 
 def objects_text(table: str, plan: KernelPlan, generation: int) -> str:
-    """The counters and the empty sets that `content_text` refers to; `address_sets` says what belongs into the sets."""
-    lines = [f"table inet {table} {{"]
+    """The counters and the empty sets that `content_text` refers to; `address_sets` says what belongs into the sets.
+
+    Refused where the table is gone: a reload that the daemon's end overtakes must not bring it back.
+    """
+    lines = []
     for number, rule in enumerate(plan.rules):
         base = counter_name(number, generation)
-        lines.append(f"counter {base} {{ }}")
-        lines += [f"set {name} {{ type {kind}; flags interval; }}" for name, kind, _ in _set_names(rule, base)]
-    return "\n".join([*lines, "}"]) + "\n"
+        lines.append(f"add counter inet {table} {base}")
+        lines += [
+            f"add set inet {table} {name} {{ type {kind}; flags interval; }}"
+            for name, kind, _ in _set_names(rule, base)
+        ]
+    return "\n".join([*lines, ""])
 
 
 def address_sets(plan: KernelPlan, generation: int) -> Iterator[AddressSet]:

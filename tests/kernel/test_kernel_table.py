@@ -276,6 +276,22 @@ def test_marks_keep_clear_of_each_other_and_of_others() -> None:
     assert CONNECTION_BITS & ~PACKET_BITS == 0
 
 
+@in_namespaces
+def test_a_plan_that_is_prepared_too_late_does_not_bring_the_table_back() -> None:
+    table = Table(Nft(), Ends(INSIDE, OUTSIDE))
+    for plan in (KernelPlan(), _rule("drop", servers=LISTED)):
+        table.install(plan)
+        table.prepare(plan)
+        table.remove()
+        for late in (KernelPlan(), _rule("drop"), _rule("drop", servers=LISTED)):
+            if late.rules:
+                with pytest.raises(NftError):
+                    table.prepare(late)
+            else:
+                table.prepare(late)
+            assert run("nft list ruleset") == ""
+
+
 def test_tables_of_different_queues_have_different_names() -> None:
     assert table_name(0) == "gfwemu"
     assert table_name(7) == "gfwemu_7"
