@@ -117,6 +117,15 @@ class Tcb:
             self._end(packet, direction, opening=opening)
         return ready
 
+    def goes_by(self, options: TcpOptions) -> bool:
+        """Whether it was made under the same knobs: it keeps them, whatever is loaded meanwhile."""
+        if self._options is options:
+            return True
+        if self._options != options:
+            return False
+        self._options = options
+        return True
+
     @property
     def resynchronising(self) -> bool:
         """Whether any packet may be the one from which the numbers are taken."""
