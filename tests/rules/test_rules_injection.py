@@ -105,7 +105,7 @@ def test_the_schema_of_editors_knows_all_of_it() -> None:
 
 def test_flows_of_a_server_block_stay_with_one_worker_and_in_user_space(tmp_path: Path) -> None:
     rules = load_text(tmp_path, TEXT)
-    assert spread_of(rules) == ("one", "proxy")
+    assert spread_of(rules) == ("outside", "proxy")
     assert not compile_plan(rules).rules
 
 
