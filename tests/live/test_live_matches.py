@@ -43,6 +43,7 @@ OPENVPN_KNOB = "openvpn: {confirm: client_reset}"
 # Message type, three reserved bytes, and 144 bytes more (the WireGuard white paper, section 5.4.2).
 WIREGUARD = b"\x01\0\0\0" + bytes(range(144))
 WIREGUARD_KNOB = "wireguard: {confirm: initiation}"
+CWD, EHLO = b"CWD /pub\r\n", b"EHLO me.example\r\n"
 
 Act = Callable[[Drive], None]
 
@@ -136,6 +137,12 @@ CASES = [
     Case(f"{{tls.ja3: {JA3}}}", lambda d: d.tls(), lambda d: d.tls(TURNED)),
     Case(f"{{tls.ja4: t{JA4}}}", lambda d: d.tls(TURNED), lambda d: d.tls(ciphers=(0x1301, 0x1302))),
     Case(f"{{tls.hello_length: {len(client_hello())}}}", lambda d: d.tls(), lambda d: d.tls(OTHER_ALPN)),
+    Case("{tls.ciphers: 1301-c02f}", lambda d: d.tls(ciphers=(0x1301, 0xC02F)), lambda d: d.tls()),
+    Case(
+        "{tls.ciphers: 1302-1301}",
+        lambda d: d.tls(address=V6, ciphers=(0x1A1A, 0x1302, 0x1301)),
+        lambda d: d.tls(address=V6, ciphers=(0x1A1A, 0x1301, 0x1302)),
+    ),
     Case("{quic.sni: met.example}", lambda d: d.quic([server_name(b"met.example")]), lambda d: d.quic()),
     Case("{quic.alpn: h2}", lambda d: d.quic(address=V6), lambda d: d.quic(OTHER_ALPN, address=V6)),
     Case("{quic.version: '2'}", lambda d: d.quic(version=0x6B3343CF), lambda d: d.quic()),
@@ -151,6 +158,28 @@ CASES = [
         lambda d: d.udp(b"\x01\xaa\xbb\xcc" + WIREGUARD[4:-16] + bytes(16)),
         lambda d: d.udp(WIREGUARD),
         WIREGUARD_KNOB,
+    ),
+    Case("{ftp.command: RETR}", lambda d: d.tcp(CWD, b"retr a\r\n"), lambda d: d.tcp(CWD, b"STOR RETR\r\n")),
+    Case(
+        "{ftp.argument: {contains: met}}",
+        lambda d: d.tcp(CWD, b"RETR a-met.txt\r\n", address=ECHO_V6),
+        lambda d: d.tcp(CWD, b"RETR unknown.txt\r\n", b"met\r\n", address=ECHO_V6),
+    ),
+    Case("{smtp.command: VRFY}", lambda d: d.tcp(EHLO, b"vrfy user\r\n"), lambda d: d.tcp(EHLO, b"HELP vrfy\r\n")),
+    Case(
+        "{smtp.argument: met.example}",
+        lambda d: d.tcp(b"EHLO met.example\r\n", address=ECHO_V6),
+        lambda d: d.tcp(EHLO, b"DATA\r\n", b"HELO met.example\r\n.\r\n", address=ECHO_V6),
+    ),
+    Case(
+        "{smtp.mail_from: {suffix: a@met.example}}",
+        lambda d: d.tcp(EHLO, b"MAIL FROM:<Tia@Met.example>\r\n"),
+        lambda d: d.tcp(EHLO, b"RCPT TO:<a@met.example>\r\n"),
+    ),
+    Case(
+        "{smtp.rcpt_to: a@met.example}",
+        lambda d: d.tcp(EHLO, b"rcpt to:<A@Met.", b"example> NOTIFY=NEVER\r\n"),
+        lambda d: d.tcp(EHLO, b"MAIL FROM:<a@met.example>\r\n", b"RCPT TO:<b@met.example>\r\n"),
     ),
     # Packets
     Case(
@@ -171,6 +200,12 @@ CASES = [
         lambda d: d.tcp(b"token", b"second", b"token"),
     ),
     Case("{payload.length: 411-413, port.server: 7}", lambda d: d.tcp(bytes(412)), lambda d: d.tcp(bytes(414))),
+    Case("{payload.length_mod16: 9, port.server: 7}", lambda d: d.udp(bytes(41)), lambda d: d.udp(bytes(42))),
+    Case(
+        "{payload.length_mod16: 9, port.server: 7}",
+        lambda d: d.tcp(bytes(8), bytes(9), address=ECHO_V6),
+        lambda d: d.tcp(bytes(8), bytes(8), address=ECHO_V6),
+    ),
     Case(
         "{payload.bytes: {offset: 1, hex: '99 ?? 77'}}",
         lambda d: d.udp(b"\x01\x99\x02\x77"),
@@ -178,6 +213,13 @@ CASES = [
     ),
     Case("{payload.contains: {hex: ff 00 fe}}", lambda d: d.tcp(b"a\xff\0\xfeb"), lambda d: d.tcp(b"\xff\xfe\0")),
     Case("{payload.popcount: '>7.5', port.server: 7}", lambda d: d.udp(b"\xff" * 9), lambda d: d.udp(b"\x7f" * 9)),
+    # Three bytes of one value and one of another: 0.811 bits a byte; two and two: 1 bit.
+    Case("{payload.entropy: 0.81-0.82, port.server: 7}", lambda d: d.udp(b"aaab" * 9), lambda d: d.udp(b"aabb" * 9)),
+    Case(
+        "{payload.entropy: '>=7', port.server: 7}",
+        lambda d: d.tcp(bytes(range(128))),
+        lambda d: d.tcp(bytes(range(127)) + b"~"),
+    ),
     Case("{payload.printable: '<=0.5', port.server: 7}", lambda d: d.udp(b"ab\0\1"), lambda d: d.udp(b"abc\0")),
     Case(
         "{payload.printable_run: '>20', port.server: 7}", lambda d: d.udp(b"\0" + b"a" * 21), lambda d: d.udp(b"a" * 20)
