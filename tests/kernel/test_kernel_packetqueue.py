@@ -167,7 +167,7 @@ def test_no_packet_is_kept_after_its_verdict(net: SmallNet) -> None:
 
 
 @in_namespaces
-def test_overruns_of_a_small_socket_are_counted_and_closing_it_takes_no_time(net: SmallNet) -> None:
+def test_overruns_of_a_small_socket_are_counted(net: SmallNet) -> None:
     bench = _Bench(net, lambda queue, packet_id: queue.accept(packet_id), buffer=4096, fail_open=False)
     for _ in range(300):
         bench.send(bytes(1000))
@@ -175,12 +175,22 @@ def test_overruns_of_a_small_socket_are_counted_and_closing_it_takes_no_time(net
     assert 0 < lost < 300
     bench.serve(300 - lost)
     assert bench.queue.overruns == 1
-    for _ in range(300):
+    bench.queue.close()
+
+
+@in_namespaces
+def test_a_full_socket_that_nobody_empties_can_be_closed(net: SmallNet) -> None:
+    bench = _Bench(net, lambda queue, packet_id: queue.accept(packet_id), buffer=200_000, fail_open=False)
+    for _ in range(1000):
         bench.send(bytes(1000))
+    lost = queue_losses()[QUEUE].full_socket
+    assert 0 < lost < 900
+    # The overrun is told, and the socket stays full for the kernel until it is empty.
+    assert [bench.queue.read(1), bench.queue.overruns] == [1, 1]
     began = time.monotonic()
     bench.queue.close()
     assert time.monotonic() - began < 5
-    assert QUEUE not in queue_losses()
+    assert bound_queues() == set()
 
 
 @in_namespaces
@@ -205,4 +215,16 @@ def test_the_socket_has_the_buffer_that_was_asked_for_or_all_that_the_user_may_h
     for fd in bench.queue.filenos():
         with socket.socket(fileno=socket.dup(fd)) as sock:
             assert sock.getsockopt(socket.SOL_SOCKET, socket.SO_RCVBUF) == 200_000
+    bench.queue.close()
+
+
+@in_namespaces
+def test_no_more_is_read_than_asked_for_and_what_was_fetched_is_told(net: SmallNet) -> None:
+    bench = _Bench(net, lambda queue, packet_id: queue.accept(packet_id))
+    for _ in range(50):
+        bench.send(b"text")
+        bench.send(b"text", BULK_PORT)
+    assert [bench.queue.read(24), len(bench.seen), bench.queue.backlog] == [24, 24, 76]
+    bench.serve(76)
+    assert bench.queue.backlog == 0
     bench.queue.close()
