@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import gc
-import os
 import select
 import sys
 import traceback
@@ -24,10 +23,6 @@ from gfwemu.rules.compiled import RuleSet
 
 _BATCH = 64
 """Packets read before timers and signals get their turn."""
-
-_NICENESS = -10
-"""Of who decides packets, where the system allows it. Our choice: a program under test that keeps every CPU busy must
-not have its own packets wait."""
 
 _YOUNG_OBJECTS = 20_000
 """New objects before the garbage collector looks at them: Python's 700 would be a look at every tenth packet."""
@@ -86,7 +81,6 @@ class Censor:
         """Until `stop`. `called` when there is something to read from `fd`, `beat` at every interval (seconds)."""
         queue = self._queue
         queue_fds = queue.filenos()
-        go_first()
         next_beat = clock() + interval
         while not self._stop:
             due = next_beat if self._timer_at is None else min(next_beat, self._timer_at)
@@ -301,12 +295,6 @@ class Censor:
 def say(text: str) -> None:
     with suppress(OSError):
         print(f"gfwemu: {text}", file=sys.stderr, flush=True)
-
-
-def go_first() -> None:
-    """Has this process preferred to others, where it may be: without privileges it may not."""
-    with suppress(OSError):
-        os.setpriority(os.PRIO_PROCESS, 0, _NICENESS)
 
 
 def settle_garbage() -> None:
