@@ -253,16 +253,13 @@ class Probe(Model):
     begins. Delays follow the censor's clock, timeouts do not.
     """
 
-    types: Annotated[tuple[ProbeType, ...], Field(min_length=1, max_length=64)] = SHADOWSOCKS_PROBES
+    types: tuple[ProbeType, ...] = SHADOWSOCKS_PROBES
     count: VariedNumber = Varied.constant(4)
     delay: VariedDuration = Varied(
         ((0.01, 0.45), (0.05, 0.58), (0.2, 0.86), (0.5, 37.0), (0.75, 884.0), (0.9, 1156.0), (0.95, 1302.0))
     )
     timeout: VariedDuration = Varied.constant(9.0)
-    pool: Annotated[tuple[Annotated[str, AfterValidator(_network)], ...], Field(min_length=1)] = (
-        "192.0.2.192/26",
-        "2001:db8:9::/64",
-    )
+    pool: tuple[Annotated[str, AfterValidator(_network)], ...] = ("192.0.2.192/26", "2001:db8:9::/64")
     ttl: VariedNumber = Varied(((0.0, 46.0), (1.0, 50.0)))
     source_port: VariedNumber = Varied(((0.0, 1212.0), (0.05, 32768.0), (0.95, 60999.0), (1.0, 65535.0)))
     blocks_when: tuple[dict[str, tuple[Reaction, ...]], ...] = ()

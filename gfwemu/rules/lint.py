@@ -322,6 +322,9 @@ def _injectors(draft: Draft, say: Say) -> None:
 def _probe(draft: Draft, action: Probe, say: Say) -> None:
     names = [one.name for one in action.types]
     place = draft.place_of("with", "types")
+    for key in ("types", "pool"):
+        if not getattr(action, key):
+            say(draft.place_of("with", key), f"without '{key}' no probe can be sent")
     for name in sorted({name for name in names if names.count(name) > 1}):
         say(place, f"there are two types of probes named '{name}'; rename one")
     for one in action.types:
