@@ -271,8 +271,6 @@ def _set_names(rule: KernelRule, base: str) -> Iterator[tuple[str, str, int]]:
 
 
 def _rule(rule: KernelRule, base: str, to_server: bool) -> Iterator[str]:
-    if rule.direction not in ("both", "to_server" if to_server else "to_client"):
-        return
     server, client, port = ("daddr", "saddr", "dport") if to_server else ("saddr", "daddr", "sport")
     transports = rule.transports or (("tcp", "udp") if rule.ports else ())
     made = {name for name, _, _ in _set_names(rule, base)}
@@ -297,6 +295,10 @@ def _rule(rule: KernelRule, base: str, to_server: bool) -> Iterator[str]:
 
 
 def _verdicts(rule: KernelRule, transport: str, to_server: bool) -> Iterator[str]:
+    if rule.direction not in ("both", "to_server" if to_server else "to_client"):
+        # The rule decides the flow: no later one is asked about its other direction.
+        yield "accept"
+        return
     if rule.verdict == "accept":
         yield "{counter} accept"
         return
@@ -429,6 +431,8 @@ def _settle(plan: KernelPlan, generation: int, lifetimes: Lifetimes) -> Iterator
         followed, sample = connection_mark(FOLLOWED, generation), _milliseconds(lifetimes.sample)
         known = f"ct mark & {CONNECTION_BITS:#x} == {followed:#x}"
         yield f"{_SYN_ONLY} {clear}"
+        # What user space knows of the connection before says nothing of this one.
+        yield f"{_SYN_ONLY} delete @followed_client {{ ct id }}"
         yield f"{_SYN_ONLY} ct direction original {clear} | {followed:#x}"
         yield f"{known} update @followed_flow {{ ct id timeout {sample}ms }}"
         yield (

@@ -126,7 +126,7 @@ def compile_plan(rules: RuleSet) -> KernelPlan:
             box, earlier = rule.box, [_reach(one) or _Reach() for one in rules.rules[:position]]
         exact = reach is not None and all(condition.field in _KERNEL_FIELDS for condition in rule.conditions)
         verdict = _verdict(rule)
-        if rules.boxes and verdict == "accept":
+        if rules.boxes and (verdict == "accept" or (isinstance(rule.action, Drop) and rule.action.direction != "both")):
             # The packet passes this box; the next one has still to see it.
             verdict = None
         # A residual block comes before any rule, and user space must know the flows that it meets.

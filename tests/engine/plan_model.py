@@ -83,7 +83,11 @@ class PlanModel(KernelModel):
             return self._followed(packet, known, to_server, plan)
         for rule in plan.rules:
             if _matches(rule, packet, to_server):
-                return Verdict.ACCEPT if rule.verdict == "accept" else Verdict.DROP
+                dropped = rule.verdict != "accept" and rule.direction in (
+                    "both",
+                    f"to_{'server' if to_server else 'client'}",
+                )
+                return Verdict.DROP if dropped else Verdict.ACCEPT
         return Verdict.ACCEPT if _unseen(packet, plan) else None
 
     def _answered(self, packet: Packet, known: Connection) -> Verdict | None:
@@ -153,6 +157,7 @@ class PlanModel(KernelModel):
             original = known.opener == (packet.src, packet.sport)
             if _begins(packet):
                 known.mark = "followed" if self._plan.spared.bare and original else ""
+                known.client_until = 0.0
             elif known.mark != "followed":
                 known.mark = ""
             known.flow_until = self._now + self._sample(packet)
@@ -180,8 +185,6 @@ def _matches(rule: KernelRule, packet: Packet, to_server: bool) -> bool:
     client, server, port = packet.src, packet.dst, packet.dport
     if not to_server:
         client, server, port = packet.dst, packet.src, packet.sport
-    if rule.direction not in ("both", "to_server" if to_server else "to_client"):
-        return False
     if rule.transports and TRANSPORT_NAMES.get(packet.proto) not in rule.transports:
         return False
     if rule.ports and (packet.proto not in _PORTS or not any(low <= port <= high for low, high in rule.ports)):

@@ -13,7 +13,7 @@ from hypothesis import strategies as st
 from plan_model import PlanModel
 from rulekit import Holds, Hours, client_hello, dns_query, rule, ruleset
 
-from gfwemu.flow.options import FlowOptions, TcpOptions, Teardown
+from gfwemu.flow.options import FlowOptions, Resync, TcpOptions, Teardown
 from gfwemu.model import FiveTuple, Side, Verdict, address_bytes
 from gfwemu.rules.compiled import CompiledRule, RuleSet
 from gfwemu.rules.fields import rule_fields
@@ -21,6 +21,7 @@ from gfwemu.rules.matchers import ExactSet, Numbers, parse_interval
 from gfwemu.rules.networks import NetworkSet
 from gfwemu.rules.plan import compile_plan
 from gfwemu.wire.build import build_icmp_unreachable, build_ip, build_tcp, build_udp
+from gfwemu.wire.checksum import internet_checksum
 from gfwemu.wire.packet import Packet
 from gfwemu.wire.parse import parse_packet
 
@@ -113,6 +114,12 @@ TEARDOWNS = [
     {"rst": Teardown(by="server")},
     {"rst": Teardown(sequence="in_window"), "fin": Teardown(when="established")},
 ]
+RESYNCS: list[dict[Any, Resync]] = [
+    *[{}] * 4,
+    {"multiple_syn": Resync()},
+    {"rst": Resync(lock_on=("client_data",)), "rst_before_established": Resync()},
+    {"server_rst": Resync(), "multiple_synack": Resync(), "synack_wrong_ack": Resync()},
+]
 # Of a decided flow, the kernel's own connection tracking knows how long it opens or closes, and this model does not.
 LIVES = FlowOptions(tcp_opening=480, tcp_established=480, tcp_closing=480, udp=480, other=480)
 
@@ -144,6 +151,7 @@ def rule_set(rng: random.Random) -> RuleSet:
         established_by=rng.choice(["ack", "ack", "valid_ack"]),  # type: ignore[arg-type]
         reassembly=rng.choice(["none", "first_segment", "full", "full"]),  # type: ignore[arg-type]
         teardown=rng.choice(TEARDOWNS),
+        resync=rng.choice(RESYNCS),
         small_segments=rng.choice([0, 0, 0, 30]),
         inspect=rng.choice([262_144, 1000]),
     )
@@ -299,6 +307,8 @@ def in_pieces(data: bytes) -> list[bytes]:
     for offset, part, more in ((0, body[:cut], 0x2000), (cut, body[cut:], 0)):
         raw = bytearray(build_ip(packet.src, packet.dst, packet.proto, part, ip_id=77))
         raw[6:8] = (more | offset // 8).to_bytes(2, "big")
+        raw[10:12] = b"\0\0"
+        raw[10:12] = internet_checksum(bytes(raw[:20])).to_bytes(2, "big")
         pieces.append(bytes(raw))
     return pieces
 
@@ -318,6 +328,9 @@ def compare(rules: RuleSet, steps: list[Step], later: RuleSet | None) -> tuple[i
         if later is not None and place == len(steps) // 2:
             plain.replace(later)
             planned.replace(later)
+            if compile_plan(rules).unseen or compile_plan(rules).rules:
+                # Of flows that passed unseen the engine knows nothing; in their place others begin.
+                talks = [Talk(pair[0], pair[1], pair[2] + 10, *pair[3:]) for pair in PAIRS]
         talk = talks[which]
         if after > LIVES.udp or (later is not None and place == len(steps) // 2):
             # Of a UDP flow that is new to it, user space takes who speaks first for the client.
