@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import fnmatch
 from collections import Counter
 from collections.abc import Sequence
 from dataclasses import dataclass
@@ -103,10 +104,10 @@ def _without_disabled(source: SourceFile, drafts: list[Draft], problems: list[Pr
     known = {draft.name for draft in drafts}
     complete = not problems
     for item in disabled:
-        if item.text not in known and complete:
+        if complete and not fnmatch.filter(known, item.text):
             near = suggestion(item.text, known) or "; only included rules can be disabled"
             problems.append(Problem(item.place, f"'disable': no included rule is named '{shorten(item.text)}'{near}"))
-    names = {item.text for item in disabled}
+    names = {name for item in disabled for name in fnmatch.filter(known, item.text)}
     return [draft for draft in drafts if draft.name not in names]
 
 

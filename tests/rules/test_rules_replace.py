@@ -68,3 +68,13 @@ def test_show_tells_how_well_each_rule_is_known(tmp_path: Path) -> None:
     assert "# second" in shown
     (tmp_path / "plain.yaml").write_text(OLD)
     assert "# All rules" not in CliRunner().invoke(show, [str(tmp_path / "plain.yaml")]).stdout
+
+
+def test_disable_takes_a_pattern(tmp_path: Path) -> None:
+    (tmp_path / "old.yaml").write_text(OLD)
+    path = tmp_path / "new.yaml"
+    path.write_text("version: 1\ninclude: [old.yaml]\ndisable: [fir*]\n")
+    assert [rule.name for rule in load_rules([path]).rules] == ["second"]
+    path.write_text("version: 1\ninclude: [old.yaml]\ndisable: [thi*]\n")
+    with pytest.raises(RulesError, match=r"no included rule is named 'thi\*'"):
+        load_rules([path])
