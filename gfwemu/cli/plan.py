@@ -9,30 +9,34 @@ from pathlib import Path
 
 import click
 from rich.console import Console
+from rich.padding import Padding
 from rich.table import Table
 from rich.text import Text
 
 from gfwemu.kernel.ruleset import Ends, Lifetimes, content_text, frame_text, objects_text
 from gfwemu.rules.catalogue import find_profile
 from gfwemu.rules.compiled import RuleSet
-from gfwemu.rules.explain import Explanation, Line, explain
+from gfwemu.rules.explain import Explanation, Line, explain, together
 from gfwemu.rules.load import load_rules
 from gfwemu.rules.plan import KernelPlan, compile_plan
 
-_MOST_NAMES = 4
+_FEW, _ALL = 2, 1 << 16
+"""Reasons that are named for one thing."""
 
 
 @click.command()
 @click.argument("rules", nargs=-1, required=True, metavar="RULES...")
 @click.option("--json", "as_json", is_flag=True, help="One JSON object, for programs.")
 @click.option("--table", "as_table", is_flag=True, help="The nftables table instead; address lists are left out.")
-def plan(rules: tuple[str, ...], as_json: bool, as_table: bool) -> None:
+@click.option("--all", "everything", is_flag=True, help="Every rule and every reason by name.")
+def plan(rules: tuple[str, ...], as_json: bool, as_table: bool, everything: bool) -> None:
     """Explain what the kernel decides alone under RULES, what user space must see, and which rule forces it.
 
     RULES are paths or names of shipped profiles, loaded together. What is slow about a rule file stands under `costs`.
 
     \b
     gfwemu plan china
+    gfwemu plan china --all
     gfwemu plan my-rules.yaml --table
     """
     loaded = load_rules([find_profile(name) for name in rules])
@@ -42,7 +46,7 @@ def plan(rules: tuple[str, ...], as_json: bool, as_table: bool) -> None:
     elif as_json:
         click.echo(json.dumps(_summary(loaded, made), indent=2))
     else:
-        _tell(rules, loaded, explain(loaded, made))
+        _tell(rules, loaded, explain(loaded, made), everything=everything)
 
 
 def _table_text(made: KernelPlan) -> str:
@@ -69,29 +73,29 @@ def _parts(text: Explanation) -> dict[str, tuple[Line, ...]]:
     return {"queued": text.queued, "kernel": text.kernel, "residual": text.residual, "costs": text.costs}
 
 
-def _tell(names: Sequence[str], rules: RuleSet, text: Explanation) -> None:
+def _tell(names: Sequence[str], rules: RuleSet, text: Explanation, *, everything: bool) -> None:
     console = Console(highlight=False)
     count = len({rule.name for rule in rules.rules})
     title = ", ".join(Path(name).name for name in names)
     console.print(Text(f"{title}: {count} rules", style="bold"))
     nothing = (Line("nothing", ""),)
     for heading, lines in (
+        ("costs, dearest first", text.costs),
         ("enters user space", text.queued or nothing),
         ("the kernel does alone", text.kernel or nothing),
-        ("residual blocks", text.residual),
-        ("costs", text.costs),
+        ("residual blocks: what they meet is queued, decided or not", text.residual),
     ):
         if lines:
             console.print(Text(heading, style="bold"))
-            console.print(_grid(lines))
+            console.print(_grid(lines if everything else together(lines), _ALL if everything else _FEW))
 
 
-def _grid(lines: Sequence[Line]) -> Table:
+def _grid(lines: Sequence[Line], most: int) -> Padding:
     grid = Table.grid(padding=(0, 2), expand=False)
-    grid.add_column(max_width=30)
+    grid.add_column(max_width=24)
     grid.add_column()
     for line in lines:
-        more = len(line.because) - _MOST_NAMES
-        shown = ", ".join(line.because[:_MOST_NAMES]) + (f" and {more} more" if more > 0 else "")
-        grid.add_row(Text(f"  {line.what}"), Text(f"{line.how} ({shown})" if shown else line.how))
-    return grid
+        more = len(line.because) - most
+        shown = ", ".join(line.because[:most]) + (f" and {more} more" if more > 0 else "")
+        grid.add_row(Text(line.what), Text(f"{line.how} ({shown})" if shown else line.how))
+    return Padding(grid, (0, 0, 0, 2))

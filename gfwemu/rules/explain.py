@@ -50,6 +50,14 @@ def explain(rules: RuleSet, plan: KernelPlan) -> Explanation:
     )
 
 
+def together(lines: Iterable[Line]) -> tuple[Line, ...]:
+    """Lines of which the same is said, and for the same reason, as one."""
+    found: dict[tuple[str, tuple[str, ...]], list[str]] = {}
+    for line in lines:
+        found.setdefault((line.how, line.because), []).append(line.what)
+    return tuple(Line(", ".join(whats), how, because) for (how, because), whats in found.items())
+
+
 def ports_text(ports: Ports | None) -> str:
     if ports is None:
         return ""
@@ -128,7 +136,7 @@ def _residual(rules: RuleSet) -> Iterator[Line]:
         low, high = block.seconds.low, block.seconds.high
         lasts = _seconds(high) if low == high else f"{_seconds(low)} to {_seconds(high)}"
         refresh = ", begun anew by each packet" if block.refresh else ""
-        yield Line(rule.name, f"{block.key}, {lasts}{refresh}: what it meets is queued, decided or not")
+        yield Line(rule.name, f"{block.key}, {lasts}{refresh}")
 
 
 def _costs(rules: RuleSet, plan: KernelPlan) -> Iterator[Line]:
@@ -142,10 +150,14 @@ def _costs(rules: RuleSet, plan: KernelPlan) -> Iterator[Line]:
     ):
         if reasons:
             yield Line(title, "is queued", tuple(f"{reason.who} {reason.why}" for reason in _joined(reasons)))
-    for dissector, why in _LASTING.items():
-        names = tuple(dict.fromkeys(rule.name for rule in rules.rules if dissector in _dissectors(rule)))
-        if names:
-            yield Line(f"{dissector} flows", f"are never decided by what they say alone: {why}", names)
+    reading = {name: [rule.name for rule in rules.rules if name in _dissectors(rule)] for name in _LASTING}
+    readers = {name: tuple(dict.fromkeys(found)) for name, found in reading.items() if found}
+    if readers:
+        yield Line(
+            f"flows of {', '.join(readers)}",
+            "are never decided by what they say alone",
+            tuple(f"{name}: {_LASTING[name]}, for {', '.join(found)}" for name, found in readers.items()),
+        )
     lasting = tuple(dict.fromkeys(rule.name for rule in rules.rules if _acts_on_each_packet(rule)))
     if lasting:
         yield Line("flows that these rules hit", "stay in user space, packet by packet", lasting)

@@ -12,8 +12,8 @@ from gfwemu.cli.plan import plan
 from gfwemu.rules.catalogue import profiles
 
 
-def told(*arguments: str) -> str:
-    result = CliRunner(env={"COLUMNS": "120"}).invoke(plan, arguments)
+def told(*arguments: str, columns: int = 120) -> str:
+    result = CliRunner(env={"COLUMNS": str(columns)}).invoke(plan, arguments)
     assert result.exit_code == 0, result.output
     return result.output
 
@@ -23,6 +23,16 @@ def test_a_profile_in_words_fits_one_screen() -> None:
     assert len(text.splitlines()) <= 24
     assert "SYN, FIN, RST, the client's payload" in text
     assert "icmp, udp, icmpv6, other" in text
+
+
+def test_even_a_large_profile_fits_one_screen_and_tells_first_what_costs_most() -> None:
+    lines = told("china", columns=80).splitlines()
+    assert len(lines) <= 40
+    assert lines[1] == "costs, dearest first"
+    long = told("china", "--all", columns=80)
+    assert len(long.splitlines()) > len(lines)
+    assert " more)" in " ".join(lines)
+    assert " more)" not in long
 
 
 def test_the_rule_that_forces_it_is_named(tmp_path: Path) -> None:
