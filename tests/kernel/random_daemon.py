@@ -62,8 +62,11 @@ class _Hits(SilentOutputs):
 class RandomDaemon:
     """Started when made, without any rule. `rules_of` makes rules from what `load` is given."""
 
+    START = 1000.0
+    """As the engine beside it begins (KernelModel)."""
+
     def __init__(self, rules_of: Callable[[tuple[int, ...]], RuleSet], directory: Path) -> None:
-        self.now = 1000.0
+        self.now = self.START
         self._shared = mmap.mmap(-1, _SHARED.size)
         self._wanted = directory / "wanted"
         self._log = os.memfd_create("log")

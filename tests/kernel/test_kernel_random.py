@@ -110,12 +110,16 @@ class _Censor:
     def begin(self) -> None:
         """A new example: no rule is in force, and nobody remembers anything."""
         self._model, self._sent = None, []
+        self.plan = compile_plan(_rules(()))
         self.daemon.load((), anew=True)
         names = [f"watch{length}_v{version}" for length in range(5) for version in (4, 6)]
         run("; ".join(f"nft flush set inet gfwemu {name}" for name in names) + "; conntrack -F 2>/dev/null")
         self.daemon.hits()
 
     def load(self, what: tuple[int, ...]) -> None:
+        if self._model is None:
+            # Schedules ask for the hour.
+            self.daemon.now = RandomDaemon.START
         self.daemon.load(what, anew=self._model is None)
         rules = _rules(what)
         self.plan = compile_plan(rules)
