@@ -1,7 +1,9 @@
 """For all tests: hypothesis profiles, what happens when the machine lacks something, and no leftovers."""
 
+import fcntl
 import os
 from collections.abc import Generator
+from pathlib import Path
 from typing import Any
 
 import pytest
@@ -15,6 +17,9 @@ IN_CI = os.environ.get("CI") == "true"
 settings.register_profile("dev", deadline=None)
 settings.register_profile("ci", deadline=None, derandomize=True, database=None, print_blob=True)
 settings.load_profile(os.environ.get("HYPOTHESIS_PROFILE") or ("ci" if IN_CI else "dev"))
+
+HERE = Path(__file__).resolve().parent
+IN_PARALLEL = "PYTEST_XDIST_WORKER" in os.environ
 
 LEDGER = pytest.StashKey[leftovers.Ledger]()
 
@@ -43,6 +48,23 @@ def pytest_runtest_setup(item: pytest.Item) -> None:
         if IN_CI:
             pytest.fail(f"{missing}; in CI nothing may be skipped for that", pytrace=False)
         pytest.skip(missing)
+
+
+@pytest.hookimpl(wrapper=True)
+def pytest_runtest_call(item: pytest.Item) -> Generator[None, Any, Any]:
+    """A test marked `alone` waits until the other workers are between two tests, and they wait for it."""
+    if not IN_PARALLEL:
+        return (yield)
+    # Any two files would do. Who waits for the room holds the door, or the others would slip in for ever.
+    with (HERE / "conftest.py").open() as door, (HERE / "test_harness.py").open() as room:
+        fcntl.flock(door, fcntl.LOCK_EX)
+        fcntl.flock(room, fcntl.LOCK_EX if item.get_closest_marker("alone") else fcntl.LOCK_SH)
+        fcntl.flock(door, fcntl.LOCK_UN)
+        try:
+            return (yield)
+        finally:
+            # A process that the test left behind may have inherited the file: closing is not enough.
+            fcntl.flock(room, fcntl.LOCK_UN)
 
 
 @pytest.hookimpl(wrapper=True)

@@ -1,6 +1,7 @@
 """The tests' own machinery: leftovers are found, and CI does not let a test be skipped for lack of something."""
 
 import os
+import shutil
 import signal
 import subprocess
 import sys
@@ -120,3 +121,39 @@ def test_run_of_a_small_project(tmp_path: Path, ci: bool) -> None:
     assert ("1 failed, 2 passed, 2 errors" if ci else "2 passed, 2 skipped, 1 error") in closing
     assert ("no program no-such-program; in CI nothing may be skipped" in run.stdout) == ci
     assert ("skipped by itself, which CI does not allow: no wish" in run.stdout) == ci
+
+
+@pytest.mark.slow
+def test_a_test_that_wants_the_machine_for_itself_has_it(tmp_path: Path) -> None:
+    for name in ("conftest.py", "capabilities.py", "leftovers.py"):
+        shutil.copy(TESTS / name, tmp_path)
+    (tmp_path / "test_harness.py").touch()
+    (tmp_path / "pytest.ini").write_text("[pytest]\nmarkers = alone: as in the project\n")
+    text = """import os, time, pytest
+@pytest.mark.parametrize("number", range(8))
+{mark}
+def test_it(number):
+    began = time.monotonic()
+    time.sleep(0.1)
+    line = f"{name} {{began}} {{time.monotonic()}}\\n".encode()
+    os.write(os.open({log!r}, os.O_WRONLY | os.O_APPEND | os.O_CREAT), line)
+"""
+    log = tmp_path / "log"
+    for name, mark in (("alone", "@pytest.mark.alone"), ("first", ""), ("second", "")):
+        (tmp_path / f"test_{name}.py").write_text(text.format(name=name, mark=mark, log=str(log)))
+    command = [sys.executable, "-m", "pytest", "-q", "-n", "3", "--dist", "loadscope", str(tmp_path)]
+    done = subprocess.run(command, capture_output=True, text=True, cwd=tmp_path, check=False)
+    assert done.returncode == 0, done.stdout
+    times = [(name, float(began), float(ended)) for name, began, ended in map(str.split, log.read_text().splitlines())]
+    assert len(times) == 24
+
+    def overlaps(one: str) -> int:
+        return sum(
+            began < until and since < ended
+            for name, began, ended in times
+            for other, since, until in times
+            if name == one != other
+        )
+
+    assert overlaps("alone") == 0
+    assert overlaps("first") > 0

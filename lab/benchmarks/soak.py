@@ -1,4 +1,4 @@
-"""A long run: mixed load at half of what the censor can do, and its memory, descriptors and queue meanwhile."""
+"""A long run: mixed load, at most half of what the censor can do, and its memory, descriptors and queue meanwhile."""
 
 from __future__ import annotations
 
@@ -63,7 +63,8 @@ def soak(bench: Bench, seconds: float, tell: Callable[[str], None]) -> Soak:
         tell(", ".join(f"{rate:,.0f} {name}" for name, rate in rates.items()) + " a second at most")
         wanted = [rate * _SHARE for rate in rates.values()]
         samples: list[Sample] = []
-        with stage.talking("mixed", ALLOWED_SERVER, hellos, forbidden, names, *wanted, seconds + 60) as outcomes:
+        times = seconds * _WARM_UP, seconds + 60
+        with stage.talking("mixed", ALLOWED_SERVER, hellos, forbidden, names, *wanted, *times) as outcomes:
             began = time.monotonic()
             for number in range(1, _SAMPLES + 1):
                 time.sleep(max(0.0, began + seconds * number / _SAMPLES - time.monotonic()))

@@ -44,6 +44,7 @@ def test_what_went_wrong_is_named(samples: list[Sample], outcomes: dict[str, int
 
 @pytest.mark.kernel
 @pytest.mark.slow
+@pytest.mark.alone
 @pytest.mark.needs("dnsperf")
 def test_minutes_of_mixed_load_leave_everything_as_it_was(tmp_path: Path) -> None:
     said: list[str] = []

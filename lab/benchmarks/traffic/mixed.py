@@ -1,14 +1,18 @@
 """On the client: a steady mixture of short connections, DNS queries and UDP datagrams, until stdin ends. Prints JSON.
 
 Every second connection sends a forbidden ClientHello and must end with a reset, the others with an answer. Each DNS
-query comes from a port of its own, and datagrams change theirs now and then: flows come and go. What cannot be sent in
-time is left out, so that a slow censor does not get more later.
+query comes from a port of its own, and datagrams change theirs now and then: flows come and go.
+
+What cannot be sent in time is left out, so that a slow censor does not get more later; and while an answer is long in
+coming nothing is sent, so that no queue overflows on a machine that has other things to do. After the warm-up no more
+is sent than was then on average: what memory grows by from there is not due to more flows.
 
 argv: address, file of allowed ClientHellos, file of forbidden ones, file of names, connections a second, queries a
-second, datagrams a second, seconds at most.
+second, datagrams a second, seconds of warm-up, seconds at most.
 """
 
 import json
+import math
 import random
 import select
 import socket
@@ -21,7 +25,8 @@ from pathlib import Path
 
 TLS_PORT, DNS_PORT, UDP_PORT = 443, 53, 4000
 TICK = 0.005
-PATIENCE = 5.0
+STALL = 0.25
+PATIENCE = 20.0
 BURST = 20
 SENDERS = 50
 BURSTS_A_SENDER = 10
@@ -36,9 +41,10 @@ def main() -> None:
     kinds = (mixture.connect, mixture.ask, mixture.burst)
     steps = [rate * TICK / (BURST if kind == mixture.burst else 1) for rate, kind in zip(rates, kinds, strict=True)]
     print("ready", flush=True)
-    end = time.monotonic() + float(numbers[3])
+    due = began = time.monotonic()
+    warm, end = (began + float(seconds) for seconds in numbers[3:])
     owed = [0.0, 0.0, 0.0]
-    due = time.monotonic()
+    sent = pace_later = 0.0
     while (now := time.monotonic()) < end:
         if sys.stdin in select.select([sys.stdin], [], [], 0)[0]:
             break
@@ -46,11 +52,20 @@ def main() -> None:
         if time.monotonic() < due:
             continue
         due = max(due + TICK, time.monotonic() - TICK)
+        if mixture.waits_since() < time.monotonic() - STALL:
+            continue
+        if time.monotonic() < warm:
+            pace = 1.0
+            pace_later = (sent + 1) * TICK / (warm - began)
+        else:
+            pace = pace_later
+        sent += pace
         for number, kind in enumerate(kinds):
-            owed[number] += steps[number]
+            owed[number] += steps[number] * pace
             while owed[number] >= 1:
                 owed[number] -= 1
                 kind()
+    mixture.outcomes["percent of the load"] = round(100 * sent * TICK / (time.monotonic() - began))
     deadline = time.monotonic() + PATIENCE
     while mixture.open and time.monotonic() < deadline:
         mixture.attend(0.05)
@@ -113,10 +128,13 @@ class Mixture:
             except OSError as error:
                 outcome = type(error).__name__
             self._done(fd, f"{kind} {outcome}")
-        if self.open:
+        if self.waits_since() < time.monotonic() - PATIENCE:
             oldest = next(iter(self.open))
-            if time.monotonic() - self.open[oldest][3] > PATIENCE:
-                self._done(oldest, f"{self.open[oldest][0]} timeout")
+            self._done(oldest, f"{self.open[oldest][0]} timeout")
+
+    def waits_since(self) -> float:
+        """When the oldest of what is open began; without any, never."""
+        return next(iter(self.open.values()))[3] if self.open else math.inf
 
     def _done(self, fd: int, outcome: str) -> None:
         self.outcomes[outcome] += 1
