@@ -106,7 +106,7 @@ class Attempt:
 
 def is_lab_address(text: str) -> bool:
     address = ip_address(text)
-    return any(address in network for network in LAB_NETWORKS if network.version == address.version)
+    return any(address in network for network in LAB_NETWORKS)
 
 
 def delays(request: Request, rng: random.Random) -> list[float]:

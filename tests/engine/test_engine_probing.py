@@ -150,6 +150,13 @@ def test_a_block_that_lasts_is_told_once() -> None:
     assert finish(book, order, "NR2", "timeout").told(ServerBlocked) == []
 
 
+def test_a_new_block_takes_new_evidence() -> None:
+    book = Playbook(rules(suspects()))
+    convict(book, triggered(book))
+    book.wait(101)
+    assert not finish(book, triggered(book, client_port=40001), "NR2", "timeout").told(ServerBlocked)
+
+
 def test_nobody_is_blocked_by_a_reaction_that_nobody_waits_for() -> None:
     book = Playbook(rules(suspects()))
     order = triggered(book)

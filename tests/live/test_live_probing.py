@@ -26,6 +26,8 @@ SERVER = "203.0.113.62"
 ALLOWED, ASKED = "203.0.113.20", "203.0.113.30"
 AEAD, STREAM, OTHER, BRIDGE, OBFS4 = 8388, 8389, 8390, 9001, 9002
 PAGE = "http://203.0.113.20/"
+COUNT = 40
+"""Of three types of probes: so many that none is missing by chance."""
 
 # The numbers of rules/china/probing.yaml, but for those that a test cannot wait for or must be sure of.
 RULES = f"""
@@ -42,7 +44,7 @@ rules:
         - {{name: R1, send: replay}}
         - {{name: R2, send: replay, changed: [0]}}
         - {{name: NR2, send: random, length: 221}}
-      count: 12
+      count: {COUNT}
       delay: 6s-60s
       timeout: 1s
       blocks_when: [{{R1: [timeout, reset, fin], R2: [timeout, reset, fin], NR2: [timeout, reset, fin]}}]
@@ -123,7 +125,7 @@ def test_a_shadowsocks_server_is_found_and_its_port_blocked_for_a_while(client: 
         assert client.events("residual", "shadowsocks")
         with shadowsocks(client, OTHER, cipher):
             assert through(client, OTHER), "only the port is blocked"
-        wait_for(lambda: len(probes(client, port)) == 12)
+        wait_for(lambda: len(probes(client, port)) == COUNT)
         assert reactions(client, port) == {("R1", "timeout"), ("R2", "timeout"), ("NR2", "timeout")}
         wait_for(lambda: through(client, port, seconds=1.0), BLOCK + 10)
         assert time.monotonic() - began > BLOCK - 2
@@ -132,7 +134,7 @@ def test_a_shadowsocks_server_is_found_and_its_port_blocked_for_a_while(client: 
 def test_an_ordinary_web_server_is_probed_and_left_alone(client: Client) -> None:
     page = f"https://{ALLOWED}/"
     assert client.curl(page, "-k").status == 200
-    wait_for(lambda: len(probes(client, 443, ALLOWED)) == 12, 10)
+    wait_for(lambda: len(probes(client, 443, ALLOWED)) == COUNT, 20)
     assert blocks(client, 443, ALLOWED) == []
     assert client.curl(page, "-k").status == 200
     assert ("R1", "data") in reactions(client, 443, ALLOWED)
