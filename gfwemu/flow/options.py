@@ -6,6 +6,8 @@ from collections.abc import Mapping
 from dataclasses import dataclass, field
 from typing import Literal
 
+from gfwemu.flow.stream import Overlap
+
 LockOn = Literal["this_packet", "client_packet", "client_ack", "client_data", "server_synack"]
 ResyncTrigger = Literal[
     "multiple_syn",
@@ -56,7 +58,8 @@ class TcpOptions:
     established_by: the client's packet that completes the handshake: any with the ACK flag, or one whose numbers fit.
     reassembly: `none` reads each segment alone, `first_segment` only the first, `full` the in-order stream.
     overlap: of bytes that arrive twice with different content, the `first` or the `last` copy counts;
-    `left_equal_last`: the first, except against a later segment that begins at the same byte.
+    `left_equal_last`: the first, except against a later segment that begins at the same byte. A mapping: the
+    probability of each, drawn once a connection.
     md5_option, old_timestamp, bad_ack, data_without_ack, no_flags, odd_flags, bad_ip_length: the probability to read
     such a packet as if nothing were wrong with it; else it is as if it had not come.
     small_segments: payloads of the client up to that many bytes are not read, `always` or until the handshake is
@@ -71,7 +74,7 @@ class TcpOptions:
     handshake: Literal["none", "syn", "full"] = "none"
     established_by: Literal["ack", "valid_ack"] = "ack"
     reassembly: Literal["none", "first_segment", "full"] = "full"
-    overlap: Literal["first", "last", "left_equal_last"] = "first"
+    overlap: Overlap | Mapping[Overlap, float] = "first"
     verify_checksum: bool = False
     verify_ip_checksum: bool = False
     teardown: Mapping[TeardownFlag, Teardown] = field(default_factory=lambda: {"rst": Teardown(), "fin": Teardown()})

@@ -3,10 +3,11 @@
 from __future__ import annotations
 
 import random
+from collections.abc import Mapping
 
 from gfwemu.flow.options import LockOn, Resync, ResyncTrigger, TcpOptions, Teardown
 from gfwemu.flow.readable import has_bad_data_offset
-from gfwemu.flow.stream import Stream, seq_delta
+from gfwemu.flow.stream import Overlap, Stream, seq_delta
 from gfwemu.model import Direction
 from gfwemu.wire.packet import Packet, TcpFlags
 from gfwemu.wire.tcp_options import timestamp_value
@@ -33,6 +34,7 @@ class Tcb:
         "_isn",
         "_lock_on",
         "_options",
+        "_overlap",
         "_rng",
         "_seen",
         "_stamps",
@@ -45,6 +47,7 @@ class Tcb:
     def __init__(self, options: TcpOptions, rng: random.Random) -> None:
         self._options = options
         self._rng = rng
+        self._overlap = _drawn(options.overlap, rng)
         self._to_server: Stream | None = None
         self._to_client: Stream | None = None
         self._before: int | None = None
@@ -333,7 +336,14 @@ class Tcb:
 
     def _stream(self, next_seq: int) -> Stream:
         options = self._options
-        return Stream(next_seq, options.overlap, options.buffer, follow=options.out_of_window == "follow")
+        return Stream(next_seq, self._overlap, options.buffer, follow=options.out_of_window == "follow")
 
     def _happens(self, probability: float) -> bool:
         return probability >= 1.0 or self._rng.random() < probability
+
+
+def _drawn(overlap: Overlap | Mapping[Overlap, float], rng: random.Random) -> Overlap:
+    if isinstance(overlap, str):
+        return overlap
+    (chosen,) = rng.choices(tuple(overlap), tuple(overlap.values()))
+    return chosen

@@ -14,7 +14,7 @@ from gfwemu.rules.tcp import tcp_arguments
 Tree = dict[str, Any]
 
 
-_WHOLE = frozenset({"teardown"})
+_WHOLE = frozenset({"teardown", "overlap"})
 """A knob although it is a mapping: what sets it sets all of it."""
 
 

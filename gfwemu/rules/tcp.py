@@ -8,9 +8,10 @@ from __future__ import annotations
 import math
 from typing import Annotated, Any, Literal
 
-from pydantic import AfterValidator, BaseModel, BeforeValidator, Field
+from pydantic import AfterValidator, BaseModel, BeforeValidator, Field, model_validator
 
 from gfwemu.flow.options import LockOn, Resync, Teardown
+from gfwemu.flow.stream import Overlap
 from gfwemu.rules.protocols import KNOWN_KEYS_ONLY
 from gfwemu.rules.quantities import Size, parse_varied
 
@@ -74,6 +75,21 @@ class TeardownSection(_Section):
     rst_ack: TeardownEntry | None = None
     fin: TeardownEntry | None = None
     fin_ack: TeardownEntry | None = None
+
+
+class OverlapSection(_Section):
+    """The probability of each reading, drawn once a connection; together they make 1."""
+
+    first: _Probability = 0.0
+    last: _Probability = 0.0
+    left_equal_last: _Probability = 0.0
+
+    @model_validator(mode="after")
+    def _make_one(self) -> OverlapSection:
+        total = self.first + self.last + self.left_equal_last
+        if not math.isclose(total, 1.0, abs_tol=1e-6):
+            raise ValueError(f"the probabilities must add up to 1, as in {{first: 0.7, last: 0.3}}; here {total:g}")
+        return self
 
 
 class ResyncEntry(_Section):
@@ -146,10 +162,12 @@ class TcpSection(_Section):
         default=None,
         description="`none`: each segment is read alone, as in Henan (Wu et al., S&P 2025).",
     )
-    overlap: Literal["first", "last", "left_equal_last"] | None = Field(
+    overlap: Overlap | OverlapSection | None = Field(
         default=None,
         description="Which of two segments over a hole keeps the bytes of both. In China in 2013 the first one, "
-        "except against a later one that begins at the same byte (Khattak et al., FOCI 2013).",
+        "except against a later one that begins at the same byte (Khattak et al., FOCI 2013); in 2017 the later one "
+        "in some connections only (Wang et al., IMC 2017, Table 1). A mapping gives the probability of each, drawn "
+        "once a connection.",
     )
     verify_checksum: bool | None = Field(
         default=None,

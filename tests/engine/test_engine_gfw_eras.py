@@ -243,6 +243,7 @@ ROWS: list[tuple[str, str, Script, float]] = [
     ("2013", "TCP10: silent for more than 10 hours", after_handshake(lambda _: 10.1 * HOUR), 1),
     ("2017", "Table 1: no strategy", plain, 0),
     ("2017", "Table 1: TCB creation with SYN", another_syn_first, 0),
+    ("2017", "Table 1: out-of-order overlap", overlap(40, 40, junk_first=False), 0.37),
     ("2017", "Table 1: in-order overlap, TTL", insert(), 1),
     ("2017", "Table 1: in-order overlap, bad ACK", insert(ack=900_000), 1),
     ("2017", "Table 1: in-order overlap, bad checksum", insert(checksum=1), 1),

@@ -434,6 +434,11 @@ def test_neutral_knobs_read_a_plain_conversation_and_one_in_pieces() -> None:
         (teardown("rst", probability=0.7), insert(RST, b""), 0.7),
         (only(resync={"rst": Resync(probability=0.3, lock_on=("client_data",))}), insert(RST, b""), 0.7),
         (only(no_flags=0.25), insert(0), 0.25),
+        (
+            only(overlap={"first": 0.8, "last": 0.2}),
+            overlap_above_a_hole((40, 200), (40, 200), junk_first=False),
+            0.2,
+        ),
         (only(bad_ack=0.4), insert(ack=1), 0.4),
     ],
 )

@@ -39,7 +39,7 @@ KNOBS: dict[str, st.SearchStrategy[Any]] = {
     "handshake": st.sampled_from(["none", "syn", "full"]),
     "established_by": st.sampled_from(["ack", "valid_ack"]),
     "reassembly": st.sampled_from(["none", "first_segment", "full"]),
-    "overlap": st.sampled_from(["first", "last", "left_equal_last"]),
+    "overlap": st.sampled_from(["first", "last", "left_equal_last", {"first": 0.5, "last": 0.5}]),
     "verify_checksum": st.booleans(),
     "verify_ip_checksum": st.booleans(),
     "teardown": st.dictionaries(st.sampled_from(get_args(TeardownFlag)), TEARDOWNS),

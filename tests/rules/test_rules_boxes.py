@@ -46,6 +46,14 @@ engine:
     }
 
 
+def test_the_reading_of_overlaps_may_be_left_to_chance(tmp_path: Path) -> None:
+    drawn, fixed = "{left_equal_last: 0.4, first: 0.6}", "last"
+    for own, included in ((drawn, fixed), (drawn, "{last: 1}"), (fixed, drawn)):
+        text = f"version: 1\ninclude: [base.yaml]\nengine: {{tcp: {{overlap: {own}}}}}\n"
+        tcp = load_text(tmp_path, text, f"version: 1\nengine: {{tcp: {{overlap: {included}}}}}\n").options.tcp
+        assert tcp.overlap == (fixed if own is fixed else {"first": 0.6, "last": 0.0, "left_equal_last": 0.4})
+
+
 def test_odd_packets_are_accepted_ignored_or_left_to_chance(tmp_path: Path) -> None:
     text = """
 version: 1
