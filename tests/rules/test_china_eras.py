@@ -3,13 +3,16 @@
 from __future__ import annotations
 
 from functools import cache
+from pathlib import Path
 
 import pytest
+import yaml
 
 from gfwemu.rules.catalogue import find_profile, profiles
 from gfwemu.rules.compiled import CompiledRule, RuleSet
 from gfwemu.rules.load import load_rules
 
+DATA = Path(__file__).parent.parent / "data" / "rules"
 ERAS = ("china-2013", "china-2019", "china-2021", "china-2023", "china-2025")
 CHINA = sorted(name for name in profiles() if name.partition("-")[0] == "china")
 GRADES = {"found", "secondary", "computed", "anecdote", "recall", "inference", "guess"}
@@ -181,3 +184,16 @@ def test_henan_stands_first_in_its_profile_and_knows_nothing_of_handshakes() -> 
     assert names.index("henan") < names.index("https")
     (henan,) = (box for box in rules_of("china-henan").boxes if box.name == "henan")
     assert henan.options.tcp.create_on == "any"
+
+
+def test_the_probed_lengths_are_those_that_are_tested() -> None:
+    """The engine's tests hold the table of lengths and entropies to its rates; the profile has the same table."""
+    tested = yaml.safe_load((DATA / "china-shadowsocks.yaml").read_text())["rules"]
+    shipped = yaml.safe_load((find_profile("china").parent / "china" / "probing.yaml").read_text())["rules"]
+    table = {"china-" + rule["name"]: (rule["match"], rule["probability"]) for rule in tested}
+    assert len(table) == 14
+    assert {
+        rule["name"]: (rule["match"], rule["probability"]) for rule in shipped if rule["name"] != "china-tor"
+    } == table
+    assert set(table) <= {rule.name for rule in rules_of("china-2019").rules}
+    assert not set(table) & {rule.name for rule in rules_of("china-2021").rules}
