@@ -20,8 +20,7 @@ from gfwemu.rules.compiled import CompiledRule
 def test_flows_that_are_gone_leave_no_cycles(some: list[CompiledRule], script: list[tuple[bytes, float]]) -> None:
     rule_set = ruleset(*some, flows=FlowOptions(limit=3))
     engine = Engine(rule_set, seed=1)
-    gc.collect()
-    # Looks at nothing that was there before, which is much.
+    # Looks at nothing that was there before, garbage or not, which is much.
     gc.freeze()
     gc.disable()
     try:
