@@ -99,6 +99,8 @@ def mismatches(expect: Expect, scene: Scene) -> list[str]:
             wrong.append(f"the connection is to be {expect.connection} and was {outcome}")
     if expect.probes is not None and not expect.probes.holds(scene.stage.trace.probes()):
         wrong.append(f"{scene.stage.trace.probes()} probes instead of {expect.probes}")
+    if expect.suspected is not None and expect.suspected is not scene.stage.trace.suspected:
+        wrong.append("no probes were ordered" if expect.suspected else "probes were ordered")
     if expect.real_answer is not None:
         wrong += _real_answer(expect.real_answer, scene)
     if expect.exit is not None:
@@ -335,6 +337,8 @@ def describe(expect: Expect, scene: Scene) -> str:
         parts.append(f"connection {scene.channels[-1].outcome or 'timeout'}")
     if expect.probes is not None:
         parts.append(f"{scene.stage.trace.probes()} probes")
+    if expect.suspected is not None:
+        parts.append("probes ordered" if scene.stage.trace.suspected else "no probes ordered")
     if expect.real_answer is not None:
         parts.append("; ".join(_real_answer(expect.real_answer, scene)) or f"real answer {expect.real_answer}")
     return "; ".join(parts)

@@ -210,8 +210,9 @@ class Expect(Section):
 
     at_client, at_server: packets that arrived there although the other end never sent them. delivered: of the client's
     packets with a payload, how many reached the server; answered: the other way; packets_delivered, packets_answered:
-    of all packets. server_reads: the server's program has read all that `send` sent. probes: connections that others
-    opened to the server. real_answer: of the resolver. exit, output, took: of the program.
+    of all packets. server_reads: the server's program has read all that `send` sent. suspected: whether the censor has
+    ordered probes (replay only). probes: connections that others opened to the server. real_answer: of the resolver.
+    exit, output, took: of the program.
     """
 
     at_client: ForgedList | None = None
@@ -223,6 +224,7 @@ class Expect(Section):
     server_reads: bool | None = None
     connection: Literal["ok", "reset", "timeout", "blocked"] | None = None
     probes: Numbers | None = None
+    suspected: bool | None = None
     real_answer: Literal["last", "arrives", "none"] | None = None
     exit: int | list[int] | None = None
     output: str | None = None

@@ -10,7 +10,7 @@ from gfwemu.conformance.addresses import Addresses
 from gfwemu.conformance.host import ModelHost
 from gfwemu.conformance.stage import Ended, InconclusiveError, Path
 from gfwemu.conformance.trace import Trace, seen
-from gfwemu.engine.commands import Command, Inject, SetVerdict
+from gfwemu.engine.commands import Command, Inject, SendProbes, SetVerdict
 from gfwemu.model import FiveTuple, Side, Verdict
 from gfwemu.rules.compiled import RuleSet
 from gfwemu.testing.playbook import Playbook
@@ -95,6 +95,9 @@ class Paper:
                     data, side = self._waiting.pop(number)
                     if verdict is Verdict.ACCEPT:
                         self._forward(rewritten if rewritten is not None else data, side.opposite)
+                case SendProbes():
+                    for trace in self.traces:
+                        trace.suspected = True
                 case Inject(data=data):
                     packet = parse_packet(data)
                     if not isinstance(packet, Malformed):

@@ -133,6 +133,8 @@ def _expectation(expect: Expect) -> str:
         parts.append(f"connection {expect.connection}")
     if expect.probes is not None:
         parts.append(f"{expect.probes} probes")
+    if expect.suspected is not None:
+        parts.append("probes ordered" if expect.suspected else "no probes ordered")
     if expect.real_answer is not None:
         parts.append(f"real answer {expect.real_answer}")
     if expect.exit is not None:

@@ -40,10 +40,12 @@ def identity(packet: Packet) -> bytes:
 
 @dataclass(slots=True)
 class Trace:
-    """Everything that was seen, in the order of its coming; `strangers`: what others exchanged with the servers."""
+    """Everything that was seen, in the order of its coming; `strangers`: what others exchanged with the servers;
+    `suspected`: the censor ordered probes."""
 
     packets: list[Seen] = field(default_factory=list)
     strangers: list[Seen] = field(default_factory=list)
+    suspected: bool = False
 
     def injected(self, at: Side, since: int = 0) -> list[Seen]:
         """What arrived at that end from packet number `since` on, and was never sent by the other."""
