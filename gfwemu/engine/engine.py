@@ -145,7 +145,7 @@ class Engine:
             nothing_changes, messages = self._judge.glance(packet, flow, direction) if readable else (False, None)
             if nothing_changes:
                 self._flows.advance(flow, packet, direction)
-                queue_all = flow.tcb is not None and _is_seen_whole(flow, self._rules.options.tcp)
+                queue_all = _is_seen_whole(flow, self._rules.options.tcp)
                 commands.append(SetVerdict(event.packet_id, _ACCEPT, queue_all=queue_all))
                 return
             work = Work(event.packet_id, packet, flow, direction, event.now, release_at=event.now, messages=messages)
@@ -374,9 +374,12 @@ class Engine:
 
 
 def _settled(work: Work) -> bool:
-    """Whether every later packet of the flow gets this same verdict."""
+    """Whether every later packet of the flow gets this same verdict.
+
+    Until it is closed, a SYN of the end that a SYN/ACK made the server begins no new flow: so its end is to be seen.
+    """
     decision: Decision = work.flow.decision
-    if work.data is not None or work.blocked or decision.modifiers or decision.terminal is None:
+    if work.flow.by_synack or work.data is not None or work.blocked or decision.modifiers or decision.terminal is None:
         return False
     return decision.terminal.offload(work.now) is work.verdict
 
@@ -388,6 +391,9 @@ def _treated(work: Work) -> bool:
 
 
 def _is_seen_whole(flow: Flow, options: TcpOptions) -> bool:
-    """Whether nothing of the flow may pass unseen, though nothing is decided: the kernel plan is made for `options`."""
+    """Whether nothing of the flow may pass unseen, though nothing is decided: the kernel plan is made for `options`.
+
+    Nor may it where connection tracking, which takes a SYN's sender for the client, may hold the other end for it.
+    """
     tcb = flow.tcb
-    return tcb is not None and (tcb.resynchronising or not tcb.goes_by(options))
+    return flow.by_synack or (tcb is not None and (tcb.resynchronising or not tcb.goes_by(options)))

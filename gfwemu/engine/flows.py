@@ -18,6 +18,7 @@ _OPENING, _ESTABLISHED, _CLOSING = FlowState.OPENING, FlowState.ESTABLISHED, Flo
 _SYN, _ACK = int(TcpFlags.SYN), int(TcpFlags.ACK)
 _FIN, _RST = int(TcpFlags.FIN), int(TcpFlags.RST)
 _BOTH_CLOSED = 3
+_SEQUENCE_MODULUS = 1 << 32
 _FIRST_STATE = {_TCP: _OPENING, int(Transport.UDP): FlowState.UDP}
 
 
@@ -27,10 +28,12 @@ class FlowKeeper:
     def __init__(self, rules: RuleSet, flow_ids: Iterator[int]) -> None:
         self.table = FlowTable(rules.options.flows, flow_ids)
         self._inside = rules.inside
+        self._heeds_synack = rules.options.tcp.create_on != "syn"
 
     def load(self, rules: RuleSet) -> None:
         self.table.resize(rules.options.flows)
         self._inside = rules.inside
+        self._heeds_synack = rules.options.tcp.create_on != "syn"
 
     def find(
         self, packet: Packet, now: float, came_from: Side | None
@@ -62,6 +65,8 @@ class FlowKeeper:
         state = flow.state
         if packet.proto == _TCP:
             flags = packet.flags
+            if flags & _SYN and direction is _TO_CLIENT and flow.client_isn is None:
+                self._learn_roles(flow, packet)
             if flags & _FIN:
                 flow.fins |= 1 << direction_index(direction)
             if flow.fins == _BOTH_CLOSED or (flags & _RST and (flow.tcb is None or flow.tcb.torn_down)):
@@ -69,6 +74,17 @@ class FlowKeeper:
             elif state is _OPENING and not flags & _SYN and (direction is _TO_SERVER or packet.payload):
                 state = _ESTABLISHED
         self.table.touch(flow, state)
+
+    def _learn_roles(self, flow: Flow, packet: Packet) -> None:
+        """A censor that remembers connections by their SYN/ACK, too, takes its sender for the server from now on.
+
+        Where every rule rules the flow out by its endpoints, that is all it remembers. Of a flow that is settled the
+        kernel may have kept such a packet to itself.
+        """
+        settled = flow.decision is not None and flow.decision.settled
+        if self._heeds_synack and packet.flags & _ACK and not settled:
+            flow.client_isn = (packet.ack - 1) % _SEQUENCE_MODULUS
+            flow.by_synack = True
 
     def _side_of(self, packet: Packet) -> Side | None:
         if not self._inside:
@@ -83,14 +99,14 @@ def _is_first_syn(packet: Packet) -> bool:
 def _begins_anew(flow: Flow, direction: Direction, packet: Packet) -> bool:
     """A SYN with a new sequence number on a flow that is over, or whose end or beginning the censor need not have seen.
 
-    What the censor made no control block for says nothing of who is the client.
+    What the censor does not remember a connection by says nothing of who is the client.
     """
     if not _is_first_syn(packet):
         return False
     over = flow.state is _CLOSING or (flow.decision is not None and flow.decision.settled)
     if direction is _TO_CLIENT:
         return over or (flow.client_isn is None and flow.tcb is None)
-    return flow.client_isn != packet.seq and (over or flow.client_isn is None)
+    return flow.client_isn != packet.seq and (over or flow.client_isn is None or flow.by_synack)
 
 
 def _comes_from_server(packet: Packet, side: Side | None) -> bool:

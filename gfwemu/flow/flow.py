@@ -38,11 +38,13 @@ class Flow:
     """Both directions between one client and one server. `tuple` runs from client to server.
 
     Sizes are whole IP packets. `fins` has bit 0 for a closed to_server and bit 1 for a closed to_client. `decision`
-    belongs to the engine. There are many flows, so what mostly stays empty is nothing of its own until it is needed.
+    belongs to the engine. `by_synack`: who is the client is known by a SYN/ACK alone. There are many flows, so what
+    mostly stays empty is nothing of its own until it is needed.
     """
 
     __slots__ = (
         "alias",
+        "by_synack",
         "bytes_to_client",
         "bytes_to_server",
         "client_isn",
@@ -91,6 +93,7 @@ class Flow:
         self.sessions: tuple[tuple[Dissector, Session], ...] | None = None
         self.confirmed = False
         self.client_isn: int | None = None
+        self.by_synack = False
         self.fins = 0
         self.tcb: Tcb | None = None
         self.alias: FiveTuple | None = None

@@ -88,6 +88,7 @@ TURNED: list[tuple[str, str, str, str]] = [
     ("china-2021", "esni", NO_EXTRA_SYN, "evasion-esni-three-syns evasion-esni-fin-and-syn "
      "evasion-esni-fin-and-syn-off-by-one"),
     ("china-2021", "esni", "resync: {synack_wrong_ack: {probability: 0}}", "evasion-esni-server-wrong-ack"),
+    ("china-2021", "esni", "create_on: syn, handshake: syn", "evasion-esni-turnaround"),
     ("china-2021", "esni", "handshake: syn", "evasion-esni-no-handshake-passes"),
     ("china-2021", "esni", STUBBORN, "evasion-esni-reset-checksum evasion-esni-reset-ttl"),
     ("china-2021", "esni", CHECKED, "evasion-esni-junk-checksum evasion-esni-reset-checksum"),

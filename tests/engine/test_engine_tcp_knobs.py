@@ -6,6 +6,7 @@ from collections.abc import Iterator
 from typing import Any
 
 import pytest
+from kernel_model import KernelModel
 from rulekit import rule, ruleset
 from tcp_kit import (
     ACK,
@@ -27,7 +28,11 @@ from tcp_kit import (
     split,
 )
 
+from gfwemu.engine.engine import Engine
+from gfwemu.engine.records import FlowEnded
 from gfwemu.flow.options import Resync, TcpOptions, Teardown
+from gfwemu.model import Verdict, address_bytes
+from gfwemu.testing.playbook import Playbook
 from gfwemu.wire.build import build_tcp
 
 FAR = 100_000
@@ -474,6 +479,48 @@ def test_a_syn_ack_of_the_client_turns_the_roles_round() -> None:
     by_packet = rule("alert", {"direction": "to_server", "payload.length": len(HELLO)})
     assert caught(ruleset(by_packet, tcp=only(create_on="syn")), reversed_roles)
     assert not caught(ruleset(by_packet, tcp=only(create_on="both")), reversed_roles)
+
+
+@pytest.mark.parametrize("offload", [True, False])
+@pytest.mark.parametrize(
+    ("tcp", "checksum", "dropped"),
+    [
+        (only(create_on="syn"), None, [True, True]),
+        (only(create_on="both"), None, [False, True]),
+        (only(create_on="synack"), None, [False, True]),
+        (only(create_on="both", verify_checksum=True), 1, [True, True]),
+    ],
+)
+def test_the_roles_stay_turned_round_until_the_connection_closes(
+    tcp: TcpOptions, checksum: int | None, dropped: list[bool], offload: bool
+) -> None:
+    """Where no rule cares for clients outside, too, so that the censor has no reason to read the connection."""
+    from_inside = rule("drop", {"tls.sni": "www.blocked.example", "initiator": "inside"}, direction="both")
+    rules = ruleset(from_inside, tcp=tcp, inside=((address_bytes("192.0.2.0"), 24),))
+    model = KernelModel(Engine(rules, offload=offload))
+    asked: list[int] = []
+    insertion = [build_tcp(Wire().tuple, seq=5, ack=5, flags=SYN | ACK, checksum=checksum)]
+    number = 0
+    for isn in (1000, 900_000):
+        wire = Wire()
+        wire.client_seq = isn
+        packets = [*insertion, *wire.handshake(), wire.to_server(HELLO)]
+        asked.append(number + len(packets) - 1)
+        packets += [wire.to_client(b"answer"), wire.to_server(), wire.client(FIN | ACK), wire.server(FIN | ACK)]
+        for data in packets:
+            model.packet(number, data, 0.0)
+            number += 1
+        insertion = []
+    fates = model.stop().fates
+    assert [fates[one][0] is Verdict.DROP for one in asked] == dropped
+
+
+def test_a_syn_behind_its_syn_ack_belongs_to_the_connection_and_another_one_does_not() -> None:
+    book, wire = Playbook(censor(only(create_on="both"))), Wire()
+    syn = wire.syn()
+    book.packet(wire.syn_ack())
+    assert not book.packet(syn).told(FlowEnded)
+    assert book.packet(build_tcp(wire.tuple, seq=77_000, ack=0, flags=SYN)).told(FlowEnded)
 
 
 def test_rules_on_payload_wait_for_the_handshake_and_rules_on_addresses_do_not() -> None:

@@ -147,7 +147,7 @@ def sure(tcp: TcpOptions) -> bool:
     """Whether nothing is left to chance, so that a packet that is not seen throws no dice."""
     chances = [tcp.md5_option, tcp.old_timestamp, tcp.bad_ack, tcp.data_without_ack, tcp.no_flags, tcp.odd_flags]
     chances += [tcp.bad_ip_length, *(entry.probability for entry in tcp.teardown.values())]
-    return 0.5 not in [*chances, *(entry.probability for entry in tcp.resync.values())]
+    return isinstance(tcp.overlap, str) and 0.5 not in [*chances, *(entry.probability for entry in tcp.resync.values())]
 
 
 LIGHT = {
