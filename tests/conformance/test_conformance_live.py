@@ -1,4 +1,4 @@
-"""The cases with real packets: all of the newest era, and some that must notice a missing rule."""
+"""The cases with real packets: all of the newest era, some of the others, and some that must notice a missing rule."""
 
 from __future__ import annotations
 
@@ -17,6 +17,11 @@ from gfwemu.rules.catalogue import find_profile
 PROFILE = "china"
 SAMPLE = ["tls-three-injectors", "quic-dropped", "dns-two-injectors", "tls-program"]
 
+SOME = 12
+"""So many of the cases of another era that the newest does not have."""
+LONG = 200.0
+"""Seconds of the censor's clock."""
+
 pytestmark = [pytest.mark.kernel, pytest.mark.slow, pytest.mark.needs("curl", "dig")]
 
 
@@ -29,6 +34,19 @@ def test_every_case_passes_in_a_lab() -> None:
     conclusive = [one for one in results if one.verdict in (PASS, GAP)]
     spoilt = [f"{one.case.id}: {one.observed}" for one in results if one.verdict == INCONCLUSIVE]
     assert len(conclusive) >= 0.9 * len(cases), spoilt
+
+
+@pytest.mark.parametrize("era", ["china-2013", "china-2019", "china-2021", "china-henan"])
+def test_some_cases_of_other_eras_pass_in_a_lab(era: str) -> None:
+    known = {case.id for case in load_cases(PROFILE)}
+    own = [case for case in load_cases(era) if case.live and case.id not in known and case.repeat == 1]
+    brief = [case for case in own if sum((step.at or 0.0) + (step.wait or 0.0) for step in case.steps) < LONG]
+    cases = brief[:: max(1, len(brief) // SOME)]
+    assert len(cases) >= SOME
+    results = play_live(find_profile(era), cases, time_scale=10, jobs=24, on_result=lambda _: None)
+    assert [f"{one.case.id}: {'; '.join(one.wrong)}" for one in results if one.verdict == FAIL] == []
+    spoilt = [f"{one.case.id}: {one.observed}" for one in results if one.verdict == INCONCLUSIVE]
+    assert len(spoilt) <= SOME / 4, spoilt
 
 
 def test_cases_notice_in_a_lab_that_their_rules_are_gone() -> None:
