@@ -191,6 +191,7 @@ def test_a_flow_far_from_its_quota_is_counted_as_on_the_wire_though_it_comes_uns
     assert abs(flow["bytes_toclient"] - (BYTES + 52 * segments)) < 0.002 * BYTES
 
 
+@pytest.mark.slow
 @in_namespaces
 def test_the_quota_is_met_by_the_packet_though_most_of_the_flow_came_unsplit(net: SmallNet) -> None:
     _offloads_on(net)
@@ -199,6 +200,7 @@ def test_the_quota_is_met_by_the_packet_though_most_of_the_flow_came_unsplit(net
     assert 20_000_000 - MSS <= got <= 20_000_000
 
 
+@pytest.mark.slow
 @in_namespaces
 def test_a_flow_near_its_quota_never_comes_unsplit(net: SmallNet) -> None:
     _offloads_on(net)
