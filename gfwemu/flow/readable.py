@@ -14,7 +14,8 @@ from gfwemu.wire.tcp_options import MD5_SIGNATURE, tcp_option
 Test = Callable[[Packet], bool]
 
 _CONTROL = int(TcpFlags.FIN | TcpFlags.SYN | TcpFlags.RST)
-_WITH_MEANING = _CONTROL | int(TcpFlags.ACK)
+# RFC 3168 took ECE and CWR from the reserved bits: they are no flags in this sense.
+_ANY_FLAG = _CONTROL | int(TcpFlags.ACK | TcpFlags.PSH | TcpFlags.URG)
 _SYN, _ACK = int(TcpFlags.SYN), int(TcpFlags.ACK)
 _HEADER_WORDS = 5
 
@@ -67,7 +68,7 @@ def _has_md5_option(packet: Packet) -> bool:
 
 
 def _lacks_flags(packet: Packet) -> bool:
-    return not packet.flags & _WITH_MEANING
+    return not packet.flags & _ANY_FLAG
 
 
 def _has_odd_flags(packet: Packet) -> bool:
@@ -75,7 +76,7 @@ def _has_odd_flags(packet: Packet) -> bool:
 
 
 def _has_data_without_ack(packet: Packet) -> bool:
-    return bool(packet.payload) and bool(packet.flags & _WITH_MEANING) and not packet.flags & (_ACK | _SYN)
+    return bool(packet.payload) and bool(packet.flags & _ANY_FLAG) and not packet.flags & (_ACK | _SYN)
 
 
 def _is_cut_short(packet: Packet) -> bool:

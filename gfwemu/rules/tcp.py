@@ -205,11 +205,11 @@ class TcpSection(_Section):
     )
     data_without_ack: _Acceptance | None = Field(
         default=None,
-        description="Payload with other flags than ACK: accepted in China (SymTCP, NDSS 2020, Table VI).",
+        description="Payload with flags, SYN and ACK not among them: accepted in China (SymTCP, NDSS 2020, Table VI).",
     )
     no_flags: _Acceptance | None = Field(
         default=None,
-        description="Packets without SYN, ACK, RST and FIN: accepted in China (Wang et al., IMC 2017, Table 3), with "
+        description="Packets without any flag: accepted in China (Wang et al., IMC 2017, Table 3), with "
         "data that overlap in 48 % of the tries (Table 1).",
     )
     odd_flags: _Acceptance | None = Field(

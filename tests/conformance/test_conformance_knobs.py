@@ -68,8 +68,8 @@ TURNED: list[tuple[str, str, str, str]] = [
      "evasion19-many-flags-md5"),
     ("china-2019", "http", "old_timestamp: ignore", "evasion19-fin-data-timestamp"),
     ("china-2019", "http", "bad_ack: ignore", "evasion19-fin-data-ack evasion19-reset-ack-early"),
-    ("china-2019", "http", "data_without_ack: ignore", "evasion19-fin-data-early"),
-    ("china-2019", "http", "no_flags: ignore", "evasion19-data-without-ack-early"),
+    ("china-2019", "http", "data_without_ack: ignore", "evasion19-fin-data-early "
+     "evasion19-data-without-ack-early"),
     ("china-2019", "http", "odd_flags: ignore", "evasion19-many-flags-ttl evasion19-many-flags-checksum"),
     ("china-2019", "http", NO_SYN, "tcp19-syn-with-data"),
     ("china-2019", "http", LAST_SYN, "evasion19-second-syn-without-data-caught"),

@@ -248,6 +248,7 @@ ROWS: list[tuple[str, str, Script, float]] = [
     ("2017", "Table 1: in-order overlap, bad ACK", insert(ack=900_000), 1),
     ("2017", "Table 1: in-order overlap, bad checksum", insert(checksum=1), 1),
     ("2017", "Table 1: in-order overlap, no flag", insert(0), 0.5),
+    ("2017", "Table 1: PSH alone is a flag", insert(PSH), 1),
     ("2017", "Table 1: RST, TTL", insert(RST, b""), 0.76),
     ("2017", "Table 1: RST, bad checksum", insert(RST, b"", checksum=1), 0.76),
     ("2017", "Table 1: RST/ACK, TTL", insert(RST | ACK, b""), 0.76),
