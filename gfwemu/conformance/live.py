@@ -27,6 +27,8 @@ _NODES = {Side.INSIDE: "client", Side.OUTSIDE: "internet"}
 _REST = 0.5
 _AGAIN = 2
 """How often a failed case is played again before it counts as failed."""
+_ALONE = 3
+"""How often an inconclusive one must pass with nobody beside it."""
 _PROGRAM_ADDRESSES = [f"192.0.2.{number}" for number in range(11, 32)]
 
 
@@ -119,10 +121,22 @@ async def _play(
                 return Result(case, INCONCLUSIVE, f"failed once, then passed: {'; '.join(result.wrong)}", result.wrong)
         return result
 
+    async def alone(result: Result) -> Result:
+        """On a busy machine the censor falls behind where many play; with nobody beside, it must keep up each time."""
+        case = result.case
+        if result.verdict != INCONCLUSIVE or case.rate is not None:
+            return result
+        numbers = range(case.repeat + _AGAIN, case.repeat + _AGAIN + _ALONE)
+        found = [judge(case, [await repetition(case, number)]) for number in numbers]
+        if any(one.verdict != PASS for one in found):
+            return result
+        return Result(case, PASS, f"{found[0].observed} (alone, {_ALONE} times; among others: {result.observed})")
+
     try:
         # The longest first: the others fit in beside them.
         started = {case.id: asyncio.create_task(whole(case)) for case in sorted(cases, key=_length, reverse=True)}
-        return [await started[case.id] for case in cases]
+        results = [await started[case.id] for case in cases]
+        return [await alone(one) for one in results]
     finally:
         world.close()
 
