@@ -221,7 +221,8 @@ class Censor:
             elif isinstance(command, Report):
                 self.output(self._outputs.commanded, command, now, b"", None)
             elif isinstance(command, Inject):
-                # What was accepted before leaves before.
+                # What was accepted before leaves before, and who sees what was injected finds it in the log.
+                self.output(self._outputs.flush)
                 queue.flush()
                 self._injector.send(command.data)
             elif isinstance(command, SetTimer):

@@ -2,11 +2,12 @@
 
 from __future__ import annotations
 
+import os
 import socket
 import struct
 
 from kernel_net import CLIENT4, CLIENT6, INSIDE, SERVER4, SERVER6, SmallNet, in_namespaces, run, wait_until
-from stub_daemon import StubDaemon, accept, drop, offload_accept
+from stub_daemon import SilentOutputs, StubDaemon, accept, drop, offload_accept
 
 from gfwemu.engine.commands import Command, Inject
 from gfwemu.engine.events import PacketArrived
@@ -124,3 +125,29 @@ def test_the_daemon_injects_what_the_engine_orders(net: SmallNet) -> None:
     assert client.recv(100) == b"forged"
     wait_until(lambda: len(daemon.packets()) == 1, "the query")
     daemon.stop()
+
+
+@in_namespaces
+def test_the_log_is_written_before_what_it_tells_of_is_injected(net: SmallNet) -> None:
+    order, send = os.memfd_create("order"), Injector.send
+    forged = build_udp(TO_CLIENT4, b"forged", ttl=64, ip_id=0, dont_fragment=True)
+
+    def answer(event: PacketArrived) -> list[Command]:
+        os.write(order, b"decided ")
+        return [*accept(event), Inject(forged, "forged")]
+
+    def flush(_: SilentOutputs) -> None:
+        os.write(order, b"flushed ")
+
+    def sent(injector: Injector, data: bytes) -> bool:
+        os.write(order, b"sent ")
+        return send(injector, data)
+
+    # Only in this test's own process.
+    SilentOutputs.flush, Injector.send = flush, sent  # type: ignore[method-assign]
+    daemon = StubDaemon(answer)
+    server, client = net.udp("server", port=9000), net.udp("client")
+    client.sendto(b"x", (SERVER4, 9000))
+    assert server.recv(100) == b"x"
+    daemon.stop()
+    assert b"decided flushed sent " in os.pread(order, 1000, 0)
