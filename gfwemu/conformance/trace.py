@@ -48,8 +48,12 @@ class Trace:
     suspected: bool = False
 
     def injected(self, at: Side, since: int = 0) -> list[Seen]:
-        """What arrived at that end from packet number `since` on, and was never sent by the other."""
+        """What arrived at that end from packet number `since` on, and was never sent by the other.
+
+        Between addresses of which neither sent anything, it is a latecomer for who had the address before.
+        """
         sent = Counter(identity(one.packet) for one in self.packets if one.sent and one.side is at.opposite)
+        met = {frozenset((one.packet.src, one.packet.dst)) for one in self.packets if one.sent}
         found = []
         for number, one in enumerate(self.packets):
             if one.sent or one.side is not at:
@@ -57,7 +61,7 @@ class Trace:
             key = identity(one.packet)
             if sent[key] > 0:
                 sent[key] -= 1
-            elif number >= since and one.packet.proto in (6, 17):
+            elif number >= since and one.packet.proto in (6, 17) and frozenset((one.packet.src, one.packet.dst)) in met:
                 found.append(one)
         return found
 

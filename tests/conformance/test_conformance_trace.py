@@ -49,6 +49,14 @@ def test_earlier_ones_are_left_out_but_not_forgotten() -> None:
     assert one.injected(Side.OUTSIDE, 3) == []
 
 
+def test_a_latecomer_for_who_had_the_address_before_is_not_injected() -> None:
+    stranger = V4._replace(dst=address_bytes("203.0.113.65"))
+    one = trace((segment(), Side.INSIDE, True), (segment(2, flow=stranger.reversed()), Side.INSIDE, False))
+    assert one.injected(Side.INSIDE) == []
+    one = trace((segment(), Side.INSIDE, True), (segment(2, flow=V4.reversed()), Side.INSIDE, False))
+    assert one.injected(Side.INSIDE) == one.packets[1:]
+
+
 @pytest.mark.parametrize("flow", [V4, V6])
 def test_packets_age_as_routers_age_them(flow: FiveTuple) -> None:
     aged = age(segment(ttl=17, flow=flow), 16)
