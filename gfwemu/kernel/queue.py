@@ -151,9 +151,9 @@ class PacketQueue:
     """A bound queue and its bulk queue: for flows of which nothing but sizes counts any more.
 
     The bulk queue hands over headers only, and of the packets as they are before segmentation offload splits them: a
-    packet of 64 KB costs no more than one of 1500 bytes. Its packets have numbers of their own. What waits in both is
-    read from the queue first: a flow moves on to the bulk queue, and its packets keep their order unless more of them
-    wait than are fetched at once. `flush` gives the verdicts that wait.
+    packet of 64 KB costs no more than one of 1500 bytes. Its packets have numbers of their own. Where a flow moves from
+    one to the other, what it left behind is read first, so that its packets keep their order. `flush` gives the
+    verdicts that wait.
     """
 
     def __init__(self, number: int, ends: tuple[str, str], receive: Receive, options: QueueOptions) -> None:
@@ -168,6 +168,9 @@ class PacketQueue:
         """Those of them whose bytes did not come all."""
         self._verdicts: list[Callable[[], None]] = []
         self._arrived: deque[tuple[_Bound, bytes]] = deque()
+        self._leaving: _Bound | None = None
+        self._moved_from: _Bound | None = None
+        self._left_behind = 0
         self._turn = 0
         self._message = b""
         self._view = memoryview(bytearray(_BUFFER))
@@ -197,8 +200,7 @@ class PacketQueue:
         waiting = self._arrived
         count = 0
         while True:
-            self._fetch(self._queue)
-            self._fetch(self._bulk)
+            self._fetch_both()
             if not waiting:
                 return count
             self.flush()
@@ -223,20 +225,33 @@ class PacketQueue:
         self._message = self._arrived.popleft()[1]
         return self._message
 
-    def _fetch(self, queue: _Bound) -> None:
-        """Makes room on the socket, whose buffer holds no hundred packets where a user may not enlarge it."""
+    def _fetch_both(self) -> None:
+        moved_from, before = self._moved_from, len(self._arrived)
+        if moved_from is not None:
+            drained = self._fetch(moved_from)
+            self._left_behind -= len(self._arrived) - before
+            if not drained and self._left_behind > 0:
+                return
+            self._moved_from = None
+        self._fetch(self._queue)
+        self._fetch(self._bulk)
+
+    def _fetch(self, queue: _Bound) -> bool:
+        """Makes room on the socket, whose buffer holds no hundred packets where a user may not enlarge it. True where
+        nothing waits there any more."""
         receive_into, view, arrived = queue.socket.recv_into, self._view, self._arrived
         for _ in range(min(_FETCH, self._room - len(arrived))):
             try:
                 size = receive_into(view, 0, socket.MSG_DONTWAIT)
             except BlockingIOError:
-                return
+                return True
             except OSError as error:
                 if error.errno != errno.ENOBUFS:
                     raise
                 self.overruns += 1
                 continue
             arrived.append((queue, bytes(view[:size])))
+        return False
 
     def accept(
         self,
@@ -253,6 +268,8 @@ class PacketQueue:
         data: the packet's new bytes. A packet that came cut passes unchanged: they would replace what nobody saw, too.
         """
         packet = self._open.pop(packet_id)
+        if bulk is (packet_id < self._bulk.first_id):
+            self._leaving = self._queue if bulk else self._bulk
         if offload or bulk or queue_all:
             how = OFFLOAD_ACCEPT if offload else OFFLOAD_BULK if bulk else QUEUE_ALL
             packet.set_mark(packet.mark & _KEEP_MARK | QUEUED | how)
@@ -278,6 +295,9 @@ class PacketQueue:
             self._verdicts = []
             for give in verdicts:
                 give()
+        if self._leaving is not None:
+            # No more packets than a queue holds can have come before those that go to the other one from now on.
+            self._moved_from, self._left_behind, self._leaving = self._leaving, self._room, None
 
     def is_open(self, packet_id: int) -> bool:
         return packet_id in self._open

@@ -38,8 +38,8 @@ def _offloads_on(net: SmallNet) -> None:
         run(f"ethtool -K {port} tx on tso on gso on gro on >/dev/null")
 
 
-def _download(net: SmallNet, size: int, family: int = socket.AF_INET) -> int:
-    """How many bytes of `size` reach the client."""
+def _download(net: SmallNet, size: int, family: int = socket.AF_INET, repeated: list[int] | None = None) -> int:
+    """How many bytes of `size` reach the client. repeated: gets the number of segments that the server sent again."""
     listener, client = net.listen(family), net.tcp(family, timeout=2)
 
     def serve() -> None:
@@ -51,6 +51,11 @@ def _download(net: SmallNet, size: int, family: int = socket.AF_INET) -> int:
         except OSError:
             return
         finally:
+            if repeated is not None:
+                information = connection.getsockopt(socket.IPPROTO_TCP, socket.TCP_INFO, 104)
+                repeated.append(
+                    int.from_bytes(information[100:104], sys.byteorder)
+                )  # tcpi_total_retrans, <linux/tcp.h>
             connection.close()
 
     server = threading.Thread(target=serve)
@@ -159,7 +164,9 @@ def test_a_verdict_without_bulk_brings_the_flow_back_to_the_queue(net: SmallNet)
     daemon.stop()
 
 
-def _censored_download(net: SmallNet, limits: str, size: int = BYTES) -> tuple[int, dict[str, int], tuple[int, int]]:
+def _censored_download(
+    net: SmallNet, limits: str, size: int = BYTES, repeated: list[int] | None = None
+) -> tuple[int, dict[str, int], tuple[int, int]]:
     """Bytes that arrived, the flow's record, and packets of the queue and of its bulk queue."""
     run("mount -t tmpfs tmpfs /tmp")
     rule = f"{{name: quota, match: {{port.server: 80}}, action: freeze, with: {{{limits}}}}}"
@@ -170,7 +177,7 @@ def _censored_download(net: SmallNet, limits: str, size: int = BYTES) -> tuple[i
     process = subprocess.Popen(command, pass_fds=[writer])
     os.close(writer)
     assert os.read(ready, 1) == b"\n"
-    got = _download(net, size)
+    got = _download(net, size, repeated=repeated)
     queued = _queued(0), _queued(bulk_queue(0))
     process.terminate()
     assert process.wait(20) == 0
@@ -195,9 +202,11 @@ def test_a_flow_far_from_its_quota_is_counted_as_on_the_wire_though_it_comes_uns
 @in_namespaces
 def test_the_quota_is_met_by_the_packet_though_most_of_the_flow_came_unsplit(net: SmallNet) -> None:
     _offloads_on(net)
-    got, _, queued = _censored_download(net, "bytes: 20MB, counting: to_client, payload_only: true")
+    repeated: list[int] = []
+    got, _, queued = _censored_download(net, "bytes: 20MB, counting: to_client, payload_only: true", repeated=repeated)
     assert queued[1] > 100
-    assert 20_000_000 - MSS <= got <= 20_000_000
+    # What a busy machine makes the server send twice counts twice, as on any wire.
+    assert 20_000_000 - MSS * (1 + repeated[0]) <= got <= 20_000_000
 
 
 @pytest.mark.slow
