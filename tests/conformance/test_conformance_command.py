@@ -13,9 +13,9 @@ CASES = ["tls-three-injectors", "tls-residual-180", "tls-unlisted-passes"]
 CHOSEN = [part for case in CASES for part in ("--case", case)]
 
 
-def run(*argv: str) -> subprocess.CompletedProcess[str]:
+def run(*argv: str, timeout: int = 120) -> subprocess.CompletedProcess[str]:
     command = [sys.executable, "-m", "gfwemu", "conformance", *argv]
-    return subprocess.run(command, capture_output=True, text=True, timeout=120, check=False)
+    return subprocess.run(command, capture_output=True, text=True, timeout=timeout, check=False)
 
 
 def test_a_table_and_a_tally() -> None:
@@ -63,9 +63,10 @@ def test_the_list() -> None:
 
 
 @pytest.mark.slow
+@pytest.mark.slow
 def test_the_document(tmp_path: Path) -> None:
     path = tmp_path / "conformance.md"
-    done = run("--write", str(path))
+    done = run("--write", str(path), timeout=900)
     assert (done.returncode, done.stdout) == (0, f"Wrote {path}.\n")
     text = path.read_text()
     for part in ("## china\n", "| tls-three-injectors | ", "| found | read in a primary source |", "| live |"):
