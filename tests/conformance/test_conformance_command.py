@@ -63,7 +63,6 @@ def test_the_list() -> None:
 
 
 @pytest.mark.slow
-@pytest.mark.slow
 def test_the_document(tmp_path: Path) -> None:
     path = tmp_path / "conformance.md"
     done = run("--write", str(path), timeout=900)
