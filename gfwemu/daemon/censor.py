@@ -58,7 +58,7 @@ class Censor:
         self._widened = widened
         self._table = table
         self._outputs = outputs
-        self._outputs_broken = False
+        self.output = Outlet()
         self._timer_at: float | None = None
         self._stop = False
         self._waiting: dict[int, tuple[bytes, Side | None]] = {}
@@ -282,14 +282,20 @@ class Censor:
         say(f"the engine failed, and its `on_error` was applied; please report this:\n{error}")
         self._perform([Report(EngineFault(now, error))], now)
 
-    def output(self, method: Callable[..., None], *arguments: object) -> None:
-        """A full disk ends the telling, never the deciding."""
-        if self._outputs_broken:
+
+class Outlet:
+    """Calls the outputs. A full disk ends the telling, never the deciding."""
+
+    def __init__(self) -> None:
+        self._broken = False
+
+    def __call__(self, method: Callable[..., None], *arguments: object) -> None:
+        if self._broken:
             return
         try:
             method(*arguments)
         except OSError as error:
-            self._outputs_broken = True
+            self._broken = True
             say(f"nothing more is written: {error}")
 
 

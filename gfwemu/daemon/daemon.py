@@ -14,7 +14,7 @@ from dataclasses import replace
 from pathlib import Path
 from types import FrameType
 
-from gfwemu.daemon.censor import Censor, say, settle_garbage
+from gfwemu.daemon.censor import Censor, Outlet, say, settle_garbage
 from gfwemu.daemon.clock import now as clock
 from gfwemu.daemon.crew import Crew, WorkerError
 from gfwemu.daemon.parts import DaemonOptions, Health, Outputs, Parts
@@ -44,7 +44,7 @@ class Daemon:
         self._options = options
         self._parts = parts
         self._outputs = outputs
-        self._outputs_broken = False
+        self._outlet = Outlet()
         self._stop = False
         self._reload = False
         self._loader: threading.Thread | None = None
@@ -219,17 +219,8 @@ class Daemon:
         return hands.health()
 
     def _output(self, method: Callable[..., None], *arguments: object) -> None:
-        """A full disk ends the telling, never the deciding."""
-        if self._censor is not None:
-            self._censor.output(method, *arguments)
-            return
-        if self._outputs_broken:
-            return
-        try:
-            method(*arguments)
-        except OSError as error:
-            self._outputs_broken = True
-            say(f"nothing more is written: {error}")
+        outlet = self._outlet if self._censor is None else self._censor.output
+        outlet(method, *arguments)
 
     # -- signals ------------------------------------------------------------------------------------------------
 
