@@ -14,9 +14,11 @@ from gfwemu.engine.records import (
     FlowRef,
     MessageSeen,
     PacketDropped,
+    ProbeReacted,
     Record,
     ResidualHit,
     RuleHit,
+    ServerBlocked,
 )
 from gfwemu.model import Direction, FiveTuple, Placement, address_bytes
 from gfwemu.report.eve import EveWriter
@@ -96,6 +98,20 @@ RECORDS: tuple[Record, ...] = (
     hit(HTTP, action="throttle", rule="slow", placement=Placement.IN_PATH, evidence=(), facts={}, towards=""),
     hit(PING, action="icmp_unreachable", rule="no-ping", placement=Placement.IN_PATH, direction=DOWN, facts={}),
     ResidualHit(START + 1, TLS_AGAIN, "sni-news", "reset", "3tuple", 179.0, "Wu et al., S&P 2025"),
+    ProbeReacted(
+        START + 2, HTTP, "prober", "http", "closed", 1.5, 221, "198.51.100.1", 40117, "Alice et al., IMC 2020"
+    ),
+    ServerBlocked(
+        START + 2,
+        HTTP,
+        "prober",
+        "server",
+        43_200.0,
+        (("http", "closed"), ("tls", "timeout")),
+        "Alice et al., IMC 2020",
+        "2020-01",
+        "rules/sample.yaml:9:7",
+    ),
     PacketDropped(START + 1, TLS_AGAIN, "sni-news", DOWN, 40, 63, "residual", 1, 2, 0x12),
     PacketDropped(START + 1, QUIC, "no-quic", UP, 1228, 63, "rule"),
     ended(TLS, injected=2, rules=("sni-news",)),
