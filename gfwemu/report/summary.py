@@ -69,22 +69,22 @@ class Row:
     """
 
     when: float
-    kind: str
     rule: str
-    action: str
     ends: Endpoints
     protocol: str
     name: str
-    placement: str
-    direction: str
-    packet_number: int
-    packet_length: int
-    evidence: tuple[Evidence, ...]
-    residual_seconds: float
-    residual_key: str
     cite: str
-    observed: str
-    place: str
+    kind: str = ""
+    action: str = ""
+    placement: str = ""
+    direction: str = Direction.TO_SERVER.value
+    packet_number: int = 0
+    packet_length: int = 0
+    evidence: tuple[Evidence, ...] = ()
+    residual_seconds: float = 0.0
+    residual_key: str = ""
+    observed: str = ""
+    place: str = ""
     flows: set[int] = field(default_factory=set)
     hits: int = 0
     injected: int = 0
@@ -145,19 +145,12 @@ class SummaryReader:
     def record(self, record: Record) -> None:
         """The same as reading the line that the event log has of it."""
         match record:
-            case RuleHit():
+            case RuleHit() | ResidualHit() | ProbeReacted() | ServerBlocked():
                 flow = self._flow(record.flow)
-                flow.name = flow.name or _name_in(record.flow.protocol, record.facts)
+                if isinstance(record, RuleHit):
+                    flow.name = flow.name or _name_in(record.flow.protocol, record.facts)
                 self._note_time(record.time)
-                self._hits.append((record.flow.flow_id, _hit_row(record, flow)))
-            case ResidualHit():
-                flow = self._flow(record.flow)
-                self._note_time(record.time)
-                self._hits.append((record.flow.flow_id, _residual_row(record, flow)))
-            case ProbeReacted() | ServerBlocked():
-                flow = self._flow(record.flow)
-                self._note_time(record.time)
-                self._hits.append((record.flow.flow_id, _probing_row(record, flow)))
+                self._hits.append((record.flow.flow_id, _row_of(record, flow)))
             case MessageSeen():
                 flow = self._flow(record.flow)
                 flow.name = flow.name or _name_in(record.flow.protocol, record.facts)
@@ -295,71 +288,26 @@ def _row(when: float, event: Event, flow: FlowFacts) -> Row:
     )
 
 
-def _hit_row(hit: RuleHit, flow: FlowFacts) -> Row:
-    return Row(
-        when=hit.time,
-        kind="rule",
-        rule=hit.rule,
-        action=hit.action,
-        ends=flow.ends,
-        protocol=flow.protocol,
-        name=flow.name,
-        placement=hit.placement.value,
-        direction=hit.direction.value,
-        packet_number=hit.packet_number,
-        packet_length=hit.packet_length,
-        evidence=hit.evidence,
-        residual_seconds=hit.residual_seconds,
-        residual_key="",
-        cite=hit.cite,
-        observed=hit.observed,
-        place=hit.place,
-    )
-
-
-def _residual_row(hit: ResidualHit, flow: FlowFacts) -> Row:
-    return Row(
-        when=hit.time,
-        kind="residual",
-        rule=hit.rule,
-        action=hit.action,
-        ends=flow.ends,
-        protocol=flow.protocol,
-        name=flow.name,
-        placement="",
-        direction=Direction.TO_SERVER.value,
-        packet_number=0,
-        packet_length=0,
-        evidence=(),
-        residual_seconds=hit.remaining,
-        residual_key=hit.key,
-        cite=hit.cite,
-        observed="",
-        place="",
-    )
-
-
-def _probing_row(told: ProbeReacted | ServerBlocked, flow: FlowFacts) -> Row:
-    blocked = isinstance(told, ServerBlocked)
-    return Row(
-        when=told.time,
-        kind="block" if blocked else "probe",
-        rule=told.rule,
-        action="block" if blocked else "probe",
-        ends=flow.ends,
-        protocol=flow.protocol,
-        name=flow.name,
-        placement="",
-        direction=Direction.TO_SERVER.value,
-        packet_number=0,
-        packet_length=0,
-        evidence=probe_evidence(told) if isinstance(told, ServerBlocked) else (),
-        residual_seconds=told.seconds if isinstance(told, ServerBlocked) else 0.0,
-        residual_key=told.key if isinstance(told, ServerBlocked) else "",
-        cite=told.cite,
-        observed=told.observed if isinstance(told, ServerBlocked) else "",
-        place=told.place if isinstance(told, ServerBlocked) else "",
-    )
+def _row_of(told: RuleHit | ResidualHit | ProbeReacted | ServerBlocked, flow: FlowFacts) -> Row:
+    """The same as `_row` of the line that the event log has of it."""
+    row = Row(told.time, told.rule, flow.ends, flow.protocol, flow.name, told.cite)
+    match told:
+        case RuleHit():
+            row.kind, row.action, row.placement = "rule", told.action, told.placement.value
+            row.direction, row.evidence = told.direction.value, told.evidence
+            row.packet_number, row.packet_length = told.packet_number, told.packet_length
+            row.residual_seconds = told.residual_seconds
+            row.observed, row.place = told.observed, told.place
+        case ResidualHit():
+            row.kind, row.action = "residual", told.action
+            row.residual_seconds, row.residual_key = told.remaining, told.key
+        case ProbeReacted():
+            row.kind = row.action = "probe"
+        case ServerBlocked():
+            row.kind = row.action = "block"
+            row.evidence, row.residual_seconds, row.residual_key = probe_evidence(told), told.seconds, told.key
+            row.observed, row.place = told.observed, told.place
+    return row
 
 
 def _evidence(told: Event) -> Evidence:
