@@ -9,6 +9,7 @@ import itertools
 import struct
 from collections.abc import Callable, Iterable, Iterator
 from pathlib import Path
+from typing import Any
 
 from rulekit import client_hello, rule, ruleset
 
@@ -27,6 +28,9 @@ JUNK = b"\0" * len(HELLO)
 """As long as the request: it takes the request's place in the censor's stream."""
 
 MD5 = bytes((19, 18)) + bytes(16)
+FAR = 100_000
+"""Further ahead than any window."""
+
 RULES = Path(__file__).parents[2] / "rules" / "tcp"
 
 Step = bytes | float
@@ -114,6 +118,81 @@ def split(*cuts: int) -> Script:
 
 def plain(wire: Wire) -> Iterator[Step]:
     yield from split()(wire)
+
+
+def insert(flags: int = PSH | ACK, payload: bytes = JUNK, **wrong: Any) -> Script:
+    return after_handshake(lambda wire: wire.client(flags, payload, **wrong))
+
+
+def another_syn_first(wire: Wire) -> Iterator[Step]:
+    yield wire.client(SYN, ahead=5000)
+    yield from plain(wire)
+
+
+def without_syn(wire: Wire) -> Iterator[Step]:
+    wire.syn()
+    yield wire.syn_ack()
+    yield wire.to_server()
+    yield from wire.request()
+
+
+def without_synack(wire: Wire) -> Iterator[Step]:
+    yield wire.syn()
+    yield from wire.request()
+
+
+def only_data(wire: Wire) -> Iterator[Step]:
+    yield from wire.request()
+
+
+def begins_at_the_isn(wire: Wire) -> Iterator[Step]:
+    yield from wire.handshake()
+    yield wire.client(PSH | ACK, b"\0" + HELLO, ahead=-1)
+
+
+def old_timestamp(flags: int, payload: bytes) -> Script:
+    def script(wire: Wire) -> Iterator[Step]:
+        yield from wire.handshake()
+        yield wire.client(ACK, stamp=1000)
+        yield wire.client(flags, payload, stamp=900)
+        yield from wire.request()
+
+    return script
+
+
+def cut_short(wire: Wire) -> Iterator[Step]:
+    """Junk in a packet whose IP header promises more."""
+    yield from wire.handshake()
+    packet = bytearray(wire.client(PSH | ACK, JUNK))
+    packet[2:4] = (len(packet) + 40).to_bytes(2, "big")
+    yield bytes(packet)
+    yield from wire.request()
+
+
+def above_a_hole(size: int, pause: float = 0.0) -> Script:
+    """A segment of that size above a hole of one byte, which is filled after the pause."""
+
+    def script(wire: Wire) -> Iterator[Step]:
+        yield from wire.handshake()
+        yield wire.client(PSH | ACK, (HELLO[1:] + bytes(2000))[:size], ahead=1)
+        yield pause
+        yield wire.client(PSH | ACK, HELLO[:1])
+        yield wire.client(PSH | ACK, (HELLO + bytes(2000))[1 + size :], ahead=1 + size)
+
+    return script
+
+
+def overlap(first: int, later: int, *, junk_first: bool) -> Script:
+    """Two segments up to byte 200 that begin there, one of them junk, above a hole that is filled last."""
+
+    def script(wire: Wire) -> Iterator[Step]:
+        yield from wire.handshake()
+        for left, junk in ((first, junk_first), (later, not junk_first)):
+            yield wire.client(PSH | ACK, (JUNK if junk else HELLO)[left:200], ahead=left)
+        yield wire.client(PSH | ACK, HELLO[: min(first, later)])
+        yield wire.client(PSH | ACK, HELLO[200:], ahead=200)
+
+    return script
 
 
 def caught(rules: RuleSet, script: Script, *, seed: int = 0) -> bool:

@@ -15,6 +15,7 @@ import pytest
 from rulekit import dns_query, rule, ruleset
 from tcp_kit import (
     ACK,
+    FAR,
     FIN,
     HELLO,
     JUNK,
@@ -27,11 +28,21 @@ from tcp_kit import (
     Script,
     Step,
     Wire,
+    above_a_hole,
     after_handshake,
+    another_syn_first,
+    begins_at_the_isn,
     caught,
+    cut_short,
     in_handshake,
+    insert,
+    old_timestamp,
+    only_data,
+    overlap,
     plain,
     split,
+    without_syn,
+    without_synack,
 )
 
 from gfwemu.engine.records import RuleHit
@@ -45,7 +56,6 @@ from gfwemu.wire.build import build_ip, build_tcp, build_udp
 from gfwemu.wire.packet import Packet
 from gfwemu.wire.parse import parse_packet
 
-FAR = 100_000
 HOUR = 3600.0
 TRIES = 400
 
@@ -61,31 +71,6 @@ def censor(era: str) -> RuleSet:
     return ruleset(
         rule("alert", {"tls.sni": "www.blocked.example"}), tcp=base.tcp, fragments=base.fragments, flows=base.flows
     )
-
-
-def insert(flags: int = PSH | ACK, payload: bytes = JUNK, **wrong: object) -> Script:
-    return after_handshake(lambda wire: wire.client(flags, payload, **wrong))  # type: ignore[arg-type]
-
-
-def another_syn_first(wire: Wire) -> Iterator[Step]:
-    yield wire.client(SYN, ahead=5000)
-    yield from plain(wire)
-
-
-def without_syn(wire: Wire) -> Iterator[Step]:
-    wire.syn()
-    yield wire.syn_ack()
-    yield wire.to_server()
-    yield from wire.request()
-
-
-def without_synack(wire: Wire) -> Iterator[Step]:
-    yield wire.syn()
-    yield from wire.request()
-
-
-def only_data(wire: Wire) -> Iterator[Step]:
-    yield from wire.request()
 
 
 def resync_desync(wire: Wire) -> Iterator[Step]:
@@ -126,53 +111,6 @@ def after_another_syn(*between: bytes | str) -> Script:
         yield from wire.request()
 
     return script
-
-
-def old_timestamp(flags: int, payload: bytes) -> Script:
-    def script(wire: Wire) -> Iterator[Step]:
-        yield from wire.handshake()
-        yield wire.client(ACK, stamp=1000)
-        yield wire.client(flags, payload, stamp=900)
-        yield from wire.request()
-
-    return script
-
-
-def cut_short(wire: Wire) -> Iterator[Step]:
-    yield from wire.handshake()
-    packet = bytearray(wire.client(PSH | ACK, JUNK))
-    packet[2:4] = (len(packet) + 40).to_bytes(2, "big")
-    yield bytes(packet)
-    yield from wire.request()
-
-
-def above_a_hole(size: int, pause: float = 0.0) -> Script:
-    def script(wire: Wire) -> Iterator[Step]:
-        yield from wire.handshake()
-        yield wire.client(PSH | ACK, (HELLO[1:] + bytes(2000))[:size], ahead=1)
-        yield pause
-        yield wire.client(PSH | ACK, HELLO[:1])
-        yield wire.client(PSH | ACK, (HELLO + bytes(2000))[1 + size :], ahead=1 + size)
-
-    return script
-
-
-def overlap(first: int, later: int, *, junk_first: bool) -> Script:
-    """Two segments up to byte 200 that begin there, one of them junk, above a hole that is filled last."""
-
-    def script(wire: Wire) -> Iterator[Step]:
-        yield from wire.handshake()
-        for left, junk in ((first, junk_first), (later, not junk_first)):
-            yield wire.client(PSH | ACK, (JUNK if junk else HELLO)[left:200], ahead=left)
-        yield wire.client(PSH | ACK, HELLO[: min(first, later)])
-        yield wire.client(PSH | ACK, HELLO[200:], ahead=200)
-
-    return script
-
-
-def begins_at_the_isn(wire: Wire) -> Iterator[Step]:
-    yield from wire.handshake()
-    yield wire.client(PSH | ACK, b"\0" + HELLO, ahead=-1)
 
 
 def small_first_segment_opening(wire: Wire) -> Iterator[Step]:

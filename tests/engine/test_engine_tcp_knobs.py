@@ -10,6 +10,7 @@ from kernel_model import KernelModel
 from rulekit import rule, ruleset
 from tcp_kit import (
     ACK,
+    FAR,
     FIN,
     HELLO,
     JUNK,
@@ -21,12 +22,22 @@ from tcp_kit import (
     Script,
     Step,
     Wire,
+    above_a_hole,
     after_handshake,
+    another_syn_first,
+    begins_at_the_isn,
     caught,
     censor,
+    cut_short,
     in_handshake,
+    insert,
+    old_timestamp,
+    only_data,
+    overlap,
     plain,
     split,
+    without_syn,
+    without_synack,
 )
 
 from gfwemu.engine.engine import Engine
@@ -36,71 +47,12 @@ from gfwemu.model import Verdict, address_bytes
 from gfwemu.testing.playbook import Playbook
 from gfwemu.wire.build import build_tcp
 
-FAR = 100_000
-"""Further ahead than any window."""
-
-
-def only_data(wire: Wire) -> Iterator[Step]:
-    yield from wire.request()
-
-
-def without_synack(wire: Wire) -> Iterator[Step]:
-    yield wire.syn()
-    yield from wire.request()
-
-
-def without_syn(wire: Wire) -> Iterator[Step]:
-    wire.syn()
-    yield wire.syn_ack()
-    yield from wire.request()
-
 
 def with_bare_ack_of_wrong_numbers(wire: Wire) -> Iterator[Step]:
     yield wire.syn()
     yield wire.syn_ack()
     yield wire.client(ACK, ack=7, ahead=FAR)
     yield wire.client(PSH | ACK, HELLO, ack=7)
-
-
-def another_syn_first(wire: Wire) -> Iterator[Step]:
-    yield wire.client(SYN, ahead=5000)
-    yield from plain(wire)
-
-
-def timestamps(insertion: int) -> Script:
-    def script(wire: Wire) -> Iterator[Step]:
-        yield from wire.handshake()
-        yield wire.client(ACK, stamp=1000)
-        yield wire.client(PSH | ACK, JUNK, stamp=insertion)
-        yield from wire.request()
-
-    return script
-
-
-def overlap_above_a_hole(first: tuple[int, int], later: tuple[int, int], *, junk_first: bool) -> Script:
-    """Of two overlapping segments one holds junk; then the hole is filled."""
-
-    def script(wire: Wire) -> Iterator[Step]:
-        yield from wire.handshake()
-        for (left, right), junk in ((first, junk_first), (later, not junk_first)):
-            yield wire.client(PSH | ACK, (JUNK if junk else HELLO)[left:right], ahead=left)
-        yield wire.client(PSH | ACK, HELLO[: first[0]])
-        yield wire.client(PSH | ACK, HELLO[first[1] :], ahead=first[1])
-
-    return script
-
-
-def above_a_hole(size: int, pause: float = 0.0) -> Script:
-    """A segment of that size above a hole of 10 bytes, which is filled after the pause."""
-
-    def script(wire: Wire) -> Iterator[Step]:
-        yield from wire.handshake()
-        yield wire.client(PSH | ACK, (HELLO[10:] + bytes(2000))[:size], ahead=10)
-        yield pause
-        yield wire.client(PSH | ACK, HELLO[:10])
-        yield wire.client(PSH | ACK, (HELLO + bytes(2000))[10 + size :], ahead=10 + size)
-
-    return script
 
 
 def two_holes(pause: float) -> Script:
@@ -117,26 +69,12 @@ def two_holes(pause: float) -> Script:
     return script
 
 
-def cut_short(wire: Wire) -> Iterator[Step]:
-    """Junk in a packet whose IP header promises more."""
-    yield from wire.handshake()
-    packet = bytearray(wire.client(PSH | ACK, JUNK))
-    packet[2:4] = (len(packet) + 40).to_bytes(2, "big")
-    yield bytes(packet)
-    yield from wire.request()
-
-
 def wrong_ip_checksum(wire: Wire) -> Iterator[Step]:
     yield from wire.handshake()
     packet = bytearray(wire.client(PSH | ACK, JUNK))
     packet[10] ^= 0xFF
     yield bytes(packet)
     yield from wire.request()
-
-
-def begins_at_the_isn(wire: Wire) -> Iterator[Step]:
-    yield from wire.handshake()
-    yield wire.client(PSH | ACK, b"\0" + HELLO, ahead=-1)
 
 
 def simultaneous_open(wire: Wire) -> Iterator[Step]:
@@ -159,10 +97,6 @@ def lock(trigger: Any, *on: Any) -> TcpOptions:
 
 def teardown(flag: Any, **entry: Any) -> TcpOptions:
     return TcpOptions(teardown={flag: Teardown(**entry)})
-
-
-def insert(flags: int = PSH | ACK, payload: bytes = JUNK, **wrong: Any) -> Script:
-    return after_handshake(lambda wire: wire.client(flags, payload, **wrong))
 
 
 NEUTRAL = TcpOptions()
@@ -191,7 +125,7 @@ CASES: list[tuple[str, Script, TcpOptions, TcpOptions]] = [
     ("verify_ip_checksum", wrong_ip_checksum, only(verify_ip_checksum=True), NEUTRAL),
     ("md5_option", insert(options=MD5), only(md5_option=0.0), NEUTRAL),
     ("md5_option on resets", insert(RST, b"", options=MD5), only(md5_option=0.0), NEUTRAL),
-    ("old_timestamp", timestamps(900), only(old_timestamp=0.0), NEUTRAL),
+    ("old_timestamp", old_timestamp(PSH | ACK, JUNK), only(old_timestamp=0.0), NEUTRAL),
     ("bad_ack, of the future", insert(ack=900_000), only(bad_ack=0.0), NEUTRAL),
     ("bad_ack, of the past", insert(ack=1), only(bad_ack=0.0), NEUTRAL),
     ("data_without_ack", insert(PSH), only(data_without_ack=0.0), only(no_flags=0.0)),
@@ -243,8 +177,8 @@ CASES: list[tuple[str, Script, TcpOptions, TcpOptions]] = [
     (
         "on_overflow",
         above_a_hole(1025),
-        only(buffer=1035, on_overflow="forget"),
-        only(buffer=1034, on_overflow="forget"),
+        only(buffer=1026, on_overflow="forget"),
+        only(buffer=1025, on_overflow="forget"),
     ),
     (
         "hole_lifetime, of a hole that was filled",
@@ -254,27 +188,17 @@ CASES: list[tuple[str, Script, TcpOptions, TcpOptions]] = [
     ),
     ("hole_lifetime", above_a_hole(100, 65.0), only(hole_lifetime=(70.0, 70.0)), only(hole_lifetime=(60.0, 60.0))),
     # Of two copies of the same bytes, above a hole.
-    (
-        "overlap first",
-        overlap_above_a_hole((40, 200), (40, 200), junk_first=False),
-        only(overlap="first"),
-        only(overlap="last"),
-    ),
-    (
-        "overlap last",
-        overlap_above_a_hole((40, 200), (40, 200), junk_first=True),
-        only(overlap="last"),
-        only(overlap="first"),
-    ),
+    ("overlap first", overlap(40, 40, junk_first=False), only(overlap="first"), only(overlap="last")),
+    ("overlap last", overlap(40, 40, junk_first=True), only(overlap="last"), only(overlap="first")),
     (
         "overlap left_equal_last, equal",
-        overlap_above_a_hole((40, 200), (40, 200), junk_first=True),
+        overlap(40, 40, junk_first=True),
         only(overlap="left_equal_last"),
         only(overlap="first"),
     ),
     (
         "overlap left_equal_last, not equal",
-        overlap_above_a_hole((40, 200), (50, 200), junk_first=False),
+        overlap(40, 50, junk_first=False),
         only(overlap="left_equal_last"),
         only(overlap="last"),
     ),
@@ -441,11 +365,7 @@ def test_neutral_knobs_read_a_plain_conversation_and_one_in_pieces() -> None:
         (teardown("rst", probability=0.7), insert(RST, b""), 0.7),
         (only(resync={"rst": Resync(probability=0.3, lock_on=("client_data",))}), insert(RST, b""), 0.7),
         (only(no_flags=0.25), insert(0), 0.25),
-        (
-            only(overlap={"first": 0.8, "last": 0.2}),
-            overlap_above_a_hole((40, 200), (40, 200), junk_first=False),
-            0.2,
-        ),
+        (only(overlap={"first": 0.8, "last": 0.2}), overlap(40, 40, junk_first=False), 0.2),
         (only(bad_ack=0.4), insert(ack=1), 0.4),
     ],
 )
