@@ -3,9 +3,11 @@
 from __future__ import annotations
 
 import struct
+from functools import lru_cache
 
 from gfwemu.dissect.outcome import Span
 from gfwemu.dissect.reader import MalformedBytes
+from gfwemu.model import record
 
 CLIENT_HELLO = 1
 HANDSHAKE_HEADER = 4
@@ -27,8 +29,16 @@ _READ_EXTENSIONS = frozenset(
 _EXTENSION = struct.Struct("!HH")  # kind, and length of what follows
 _RANDOM = 32  # RFC 8446 section 4.1.2
 
+_MOST_KEPT = 64
+"""Offers that are kept. Our choice: a network has few kinds of clients, and lists may be long."""
+
 VERSION_NAMES: dict[int, str] = {0x0300: "ssl3", 0x0301: "1.0", 0x0302: "1.1", 0x0303: "1.2", 0x0304: "1.3"}
 OTHER_VERSION = "other"
+
+
+def version_name(version: int) -> str:
+    return VERSION_NAMES.get(version, OTHER_VERSION)
+
 
 # RFC 8701: both bytes alike, each 0x?A.
 _GREASE = frozenset(0x0A0A + 0x1010 * n for n in range(16))
@@ -39,82 +49,119 @@ def without_grease(values: tuple[int, ...]) -> tuple[int, ...]:
     return values if _GREASE.isdisjoint(values) else tuple([value for value in values if value not in _GREASE])
 
 
-class ClientHello:
-    """What a ClientHello offers, in wire order, GREASE values included.
+class Offer:
+    """What a program offers alike in each of its ClientHellos, in wire order and with GREASE values.
 
-    `sni` is the first host name as on the wire, without case or trailing dot, "" where there is none. `sni_span`
-    counts from the start of the handshake message. `length` is that of the message with its 4-byte header.
+    Hellos with equal offers mostly share one object, by which others can keep what they make of it.
 
-    Lists stay bytes until somebody asks for them: most hellos are matched by their name alone.
+    versions: those of supported_versions without GREASE, or the legacy one where that extension is absent.
     """
 
     __slots__ = (
-        "_algorithms",
-        "_ciphers",
-        "_groups",
-        "_kinds",
-        "_point_formats",
-        "_versions",
         "alpn",
+        "alpn_names",
+        "ciphers",
+        "extensions",
+        "groups",
         "legacy_version",
-        "length",
-        "sni",
-        "sni_span",
+        "point_formats",
+        "signature_algorithms",
+        "version",
+        "versions",
     )
 
-    def __init__(self, length: int, legacy_version: int, ciphers: bytes) -> None:
-        self.length = length
+    def __init__(
+        self,
+        legacy_version: int,
+        ciphers: bytes,
+        extensions: tuple[int, ...],
+        groups: bytes,
+        point_formats: bytes,
+        signature_algorithms: bytes,
+        versions: bytes,
+        alpn: tuple[bytes, ...],
+    ) -> None:
+        """Lists of 16-bit numbers are bytes as they came."""
         self.legacy_version = legacy_version
-        self.alpn: tuple[bytes, ...] = ()
+        self.ciphers = _numbers(ciphers)
+        self.extensions = extensions
+        self.groups = _numbers(groups)
+        self.point_formats = point_formats
+        self.signature_algorithms = _numbers(signature_algorithms)
+        self.versions = without_grease(_numbers(versions)) or (legacy_version,)
+        self.version = max(self.versions)
+        self.alpn = alpn
+        self.alpn_names = tuple(wire_text(name) for name in alpn)
+
+    def has(self, extension: int) -> bool:
+        return extension in self.extensions
+
+
+_kept_offer = lru_cache(_MOST_KEPT)(Offer)
+
+
+@record
+class ClientHello:
+    """`sni` is the first host name as on the wire, without case or trailing dot, "" where there is none.
+
+    `sni_span` counts from the start of the handshake message. `length` is that of the message with its 4-byte header.
+    """
+
+    length: int
+    offer: Offer
+    sni: str
+    sni_span: Span | None
+
+
+def read_client_hello(message: bytes | bytearray) -> ClientHello:
+    """Read a whole handshake message, its 4-byte header included. Raises MalformedBytes."""
+    data = bytes(message)
+    _need("handshake message", 1, len(data))
+    if data[0] != CLIENT_HELLO:
+        raise MalformedBytes("handshake message is not a ClientHello")
+    start, end = _vector(data, 1, len(data), 3, "handshake message")
+    _need("ClientHello", 2, end - start)
+    version = data[start] << 8 | data[start + 1]
+    _need("ClientHello", _RANDOM, end - start - 2)
+    _, start = _vector(data, start + 2 + _RANDOM, end, 1, "ClientHello")  # session id
+    first, start = _vector(data, start, end, 2, "ClientHello")
+    ciphers = _pairs(data, first, start, "cipher suites")
+    _, start = _vector(data, start, end, 1, "ClientHello")  # compression methods
+    extensions = _Extensions()
+    if start < end:
+        first, start = _vector(data, start, end, 2, "ClientHello")
+        extensions.read(data, first, start)
+        if start < end:
+            raise MalformedBytes(f"ClientHello: {end - start} bytes too many")
+    return ClientHello(end, extensions.offer(version, ciphers), extensions.sni, extensions.sni_span)
+
+
+class _Extensions:
+    """A second one of the same kind, which RFC 8446 forbids, changes nothing."""
+
+    __slots__ = ("_algorithms", "_alpn", "_groups", "_kinds", "_point_formats", "_versions", "sni", "sni_span")
+
+    def __init__(self) -> None:
         self.sni = ""
         self.sni_span: Span | None = None
-        self._ciphers = ciphers
+        self._alpn: tuple[bytes, ...] = ()
         self._kinds: list[int] = []
         self._groups = self._point_formats = self._algorithms = self._versions = b""
 
-    @property
-    def ciphers(self) -> tuple[int, ...]:
-        return _numbers(self._ciphers)
+    def offer(self, version: int, ciphers: bytes) -> Offer:
+        return _kept_offer(
+            version,
+            ciphers,
+            tuple(self._kinds),
+            self._groups,
+            self._point_formats,
+            self._algorithms,
+            self._versions,
+            self._alpn,
+        )
 
-    @property
-    def extensions(self) -> tuple[int, ...]:
-        return tuple(self._kinds)
-
-    @property
-    def groups(self) -> tuple[int, ...]:
-        return _numbers(self._groups)
-
-    @property
-    def point_formats(self) -> tuple[int, ...]:
-        return tuple(self._point_formats)
-
-    @property
-    def signature_algorithms(self) -> tuple[int, ...]:
-        return _numbers(self._algorithms)
-
-    @property
-    def versions(self) -> tuple[int, ...]:
-        """Those offered in supported_versions without GREASE, or the legacy one where that extension is absent."""
-        return without_grease(_numbers(self._versions)) or (self.legacy_version,)
-
-    @property
-    def version(self) -> int:
-        """The highest version offered."""
-        return max(self.versions)
-
-    @property
-    def version_name(self) -> str:
-        return VERSION_NAMES.get(self.version, OTHER_VERSION)
-
-    @property
-    def alpn_names(self) -> tuple[str, ...]:
-        return tuple(wire_text(name) for name in self.alpn)
-
-    def has(self, extension: int) -> bool:
-        return extension in self._kinds
-
-    def read_extensions(self, data: bytes, start: int, end: int) -> None:
-        """A second one of the same kind, which RFC 8446 forbids, changes nothing. Raises MalformedBytes."""
+    def read(self, data: bytes, start: int, end: int) -> None:
+        """Raises MalformedBytes."""
         kinds = self._kinds
         while start < end:
             body = start + _EXTENSION.size
@@ -125,10 +172,10 @@ class ClientHello:
             if start > end:
                 _need("extensions", 2 + start - body, 2 + end - body)
             if kind in _READ_EXTENSIONS and kind not in kinds:
-                self._read_extension(kind, data, body, start)
+                self._read_one(kind, data, body, start)
             kinds.append(kind)
 
-    def _read_extension(self, kind: int, data: bytes, start: int, end: int) -> None:
+    def _read_one(self, kind: int, data: bytes, start: int, end: int) -> None:
         if kind == SERVER_NAME:
             if start < end:
                 self._read_server_names(data, *_vector(data, start, end, 2, "extension"))
@@ -138,7 +185,7 @@ class ClientHello:
             while start < end:
                 first, start = _vector(data, start, end, 1, "ALPN list")
                 names.append(data[first:start])
-            self.alpn = tuple(names)
+            self._alpn = tuple(names)
         elif kind == SUPPORTED_VERSIONS:
             self._versions = _pairs(data, *_vector(data, start, end, 1, "extension"), "supported versions")
         elif kind == SUPPORTED_GROUPS:
@@ -156,28 +203,6 @@ class ClientHello:
             if kind == 0 and first < start and self.sni_span is None:
                 self.sni_span = Span(first, start - first)
                 self.sni = wire_text(data[first:start]).lower().removesuffix(".")
-
-
-def read_client_hello(message: bytes | bytearray) -> ClientHello:
-    """Read a whole handshake message, its 4-byte header included. Raises MalformedBytes."""
-    data = bytes(message)
-    _need("handshake message", 1, len(data))
-    if data[0] != CLIENT_HELLO:
-        raise MalformedBytes("handshake message is not a ClientHello")
-    start, end = _vector(data, 1, len(data), 3, "handshake message")
-    _need("ClientHello", 2, end - start)
-    version = data[start] << 8 | data[start + 1]
-    _need("ClientHello", _RANDOM, end - start - 2)
-    _, start = _vector(data, start + 2 + _RANDOM, end, 1, "ClientHello")  # session id
-    first, start = _vector(data, start, end, 2, "ClientHello")
-    hello = ClientHello(end, version, _pairs(data, first, start, "cipher suites"))
-    _, start = _vector(data, start, end, 1, "ClientHello")  # compression methods
-    if start < end:
-        first, start = _vector(data, start, end, 2, "ClientHello")
-        hello.read_extensions(data, first, start)
-        if start < end:
-            raise MalformedBytes(f"ClientHello: {end - start} bytes too many")
-    return hello
 
 
 def _need(what: str, wanted: int, left: int) -> None:

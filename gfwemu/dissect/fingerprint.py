@@ -7,7 +7,7 @@ from collections.abc import Iterable
 from functools import lru_cache
 from typing import Literal
 
-from gfwemu.dissect.client_hello import ALPN, SERVER_NAME, ClientHello, without_grease
+from gfwemu.dissect.client_hello import ALPN, SERVER_NAME, ClientHello, Offer, without_grease
 
 # FoxIO technical_details/JA4.md, "TLS and DTLS Version".
 _JA4_VERSIONS: dict[int, str] = {
@@ -29,33 +29,53 @@ _MOST_KEPT = 64
 
 def cipher_text(hello: ClientHello) -> str:
     """The cipher suites in wire order as hexadecimal digits: `1301-1302-c02f`."""
-    return _dashed_hex(without_grease(hello.ciphers))
+    return _cipher_text(hello.offer)
 
 
 def ja3_text(hello: ClientHello) -> str:
     """Version, ciphers, extensions, groups and point formats in decimal, before the hash."""
-    return _ja3_text(*_ja3_lists(hello))
+    return _ja3_text(hello.offer)
 
 
 def ja3(hello: ClientHello) -> str:
     """32 hexadecimal digits."""
-    return _ja3(*_ja3_lists(hello))
+    return _ja3(hello.offer)
 
 
 def ja4(hello: ClientHello, protocol: Literal["t", "q"]) -> str:
     """`t13d1516h2_8daaf6152771_e5627efa2ab1`. protocol: `t` over TCP, `q` over QUIC."""
-    ciphers = without_grease(hello.ciphers)
-    extensions = without_grease(hello.extensions)
+    return _ja4(hello.offer, protocol)
+
+
+@lru_cache(_MOST_KEPT)
+def _cipher_text(offer: Offer) -> str:
+    return "-".join(f"{value:04x}" for value in without_grease(offer.ciphers))
+
+
+def _ja3_text(offer: Offer) -> str:
+    lists = offer.ciphers, offer.extensions, offer.groups, tuple(offer.point_formats)
+    return ",".join([str(offer.legacy_version), *("-".join(map(str, without_grease(values))) for values in lists)])
+
+
+@lru_cache(_MOST_KEPT)
+def _ja3(offer: Offer) -> str:
+    return hashlib.md5(_ja3_text(offer).encode(), usedforsecurity=False).hexdigest()
+
+
+@lru_cache(_MOST_KEPT)
+def _ja4(offer: Offer, protocol: str) -> str:
+    ciphers = without_grease(offer.ciphers)
+    extensions = without_grease(offer.extensions)
     return "_".join(
         (
             protocol
-            + _JA4_VERSIONS.get(hello.version, "00")
-            + ("d" if hello.has(SERVER_NAME) else "i")
+            + _JA4_VERSIONS.get(offer.version, "00")
+            + ("d" if offer.has(SERVER_NAME) else "i")
             + f"{min(len(ciphers), 99):02}{min(len(extensions), 99):02}"
-            + _alpn_letters(hello.alpn),
+            + _alpn_letters(offer.alpn),
             _hash_of_ciphers(tuple(sorted(ciphers))),
             # Sorted first: browsers shuffle their extensions anew for each connection.
-            _hash_of_extensions(tuple(sorted(extensions)), without_grease(hello.signature_algorithms)),
+            _hash_of_extensions(tuple(sorted(extensions)), without_grease(offer.signature_algorithms)),
         )
     )
 
@@ -67,30 +87,6 @@ def _alpn_letters(alpn: tuple[bytes, ...]) -> str:
     if first.isalnum() and last.isalnum():
         return (first + last).decode()
     return first.hex()[0] + last.hex()[1]
-
-
-def _ja3_lists(hello: ClientHello) -> tuple[int, tuple[int, ...], tuple[int, ...], tuple[int, ...], bytes]:
-    return (
-        hello.legacy_version,
-        without_grease(hello.ciphers),
-        without_grease(hello.extensions),
-        without_grease(hello.groups),
-        bytes(hello.point_formats),
-    )
-
-
-def _ja3_text(version: int, *lists: Iterable[int]) -> str:
-    return ",".join([str(version), *("-".join(map(str, values)) for values in lists)])
-
-
-@lru_cache(_MOST_KEPT)
-def _ja3(version: int, *lists: Iterable[int]) -> str:
-    return hashlib.md5(_ja3_text(version, *lists).encode(), usedforsecurity=False).hexdigest()
-
-
-@lru_cache(_MOST_KEPT)
-def _dashed_hex(values: tuple[int, ...]) -> str:
-    return "-".join(f"{value:04x}" for value in values)
 
 
 @lru_cache(_MOST_KEPT)

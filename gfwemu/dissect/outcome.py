@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Callable, ItemsView, Iterator, Mapping
 from dataclasses import field
 from typing import Any, NamedTuple, Protocol
 
@@ -53,6 +53,14 @@ class DeferredFacts(Mapping[str, FactValue]):
     def __iter__(self) -> Iterator[str]:
         yield from self._known
         yield from tuple(field for field in self._later if field not in self._known)
+
+    def items(self) -> ItemsView[str, FactValue]:
+        """All of them: who asks for each value has each computed."""
+        known, source = self._known, self._source
+        for name, compute in self._later.items():
+            if name not in known:
+                known[name] = compute(source)
+        return known.items()
 
     def __len__(self) -> int:
         return len(self._known.keys() | self._later.keys())

@@ -189,10 +189,10 @@ class QuicSession:
     def _confirm(self, hello: ClientHello) -> Confirm:
         assert self._header is not None
         facts: dict[str, FactValue] = {
-            "quic.alpn": hello.alpn_names,
+            "quic.alpn": hello.offer.alpn_names,
             "quic.version": self._header.version.name,
             "quic.ja4": ja4(hello, "q"),
-            "quic.ech": hello.has(ENCRYPTED_CLIENT_HELLO),
+            "quic.ech": hello.offer.has(ENCRYPTED_CLIENT_HELLO),
             "quic.dcid_length": len(self._header.dcid),
         }
         spans = {}

@@ -14,6 +14,7 @@ from gfwemu.dissect.client_hello import (
     VERSION_NAMES,
     ClientHello,
     read_client_hello,
+    version_name,
 )
 from gfwemu.dissect.dissector import Dissector
 from gfwemu.dissect.fields import Field, FieldKind
@@ -162,12 +163,12 @@ def _joined(held: bytes | bytearray, data: bytes) -> bytes | bytearray:
 
 
 _LATER: Mapping[str, Callable[[ClientHello], FactValue]] = {
-    "tls.alpn": lambda hello: hello.alpn_names,
-    "tls.version": lambda hello: hello.version_name,
-    "tls.legacy_version": lambda hello: VERSION_NAMES.get(hello.legacy_version, OTHER_VERSION),
-    "tls.versions": lambda hello: tuple(VERSION_NAMES.get(version, OTHER_VERSION) for version in hello.versions),
-    "tls.ech": lambda hello: hello.has(ENCRYPTED_CLIENT_HELLO),
-    "tls.esni": lambda hello: hello.has(ENCRYPTED_SERVER_NAME),
+    "tls.alpn": lambda hello: hello.offer.alpn_names,
+    "tls.version": lambda hello: version_name(hello.offer.version),
+    "tls.legacy_version": lambda hello: version_name(hello.offer.legacy_version),
+    "tls.versions": lambda hello: tuple(map(version_name, hello.offer.versions)),
+    "tls.ech": lambda hello: hello.offer.has(ENCRYPTED_CLIENT_HELLO),
+    "tls.esni": lambda hello: hello.offer.has(ENCRYPTED_SERVER_NAME),
     "tls.ciphers": cipher_text,
     "tls.ja3": ja3,
     "tls.ja4": lambda hello: ja4(hello, "t"),
