@@ -8,7 +8,7 @@ message carries the query that a forged answer must echo.
 from __future__ import annotations
 
 from gfwemu.dissect.dissector import Dissector
-from gfwemu.dissect.dns_message import HEADER_LENGTH, QCLASSES, QTYPES, SHORTEST_MESSAGE, read_header, read_question
+from gfwemu.dissect.dns_message import HEADER_LENGTH, QCLASSES, QTYPES, SHORTEST_MESSAGE, read_header, read_start
 from gfwemu.dissect.fields import Field, FieldKind
 from gfwemu.dissect.options import DissectOptions
 from gfwemu.dissect.outcome import NEED_MORE, Confirm, Message, Outcome, Reject, Span
@@ -34,9 +34,7 @@ _LENGTH_PREFIX = 2
 
 def read_message(payload: bytes, options: DissectOptions, offset: int = 0) -> Message:
     """The facts of a message without TCP length prefix; `offset` is where it stood. Raises MalformedBytes."""
-    reader = Reader(payload, "DNS message")
-    header = read_header(reader, options)
-    query = read_question(reader, payload, header, options)
+    header, query = read_start(payload, options)
     name_length = len(query.question_bytes) - 4
     question = offset + HEADER_LENGTH
     return Message(

@@ -6,6 +6,7 @@ from gfwemu.dissect.reader import MalformedBytes, Reader
 
 # RFC 1035 section 2.3.4: 255 bytes, length bytes and the root's included.
 _LONGEST_NAME = 255
+_LONGEST_LABEL = 63
 # A name of 255 bytes has at most 127 labels; whoever points more often goes in circles.
 _MOST_POINTERS = 127
 
@@ -47,7 +48,7 @@ def read_name(reader: Reader, message: bytes) -> str:
                 raise MalformedBytes("DNS name: pointers go in circles")
             reader = Reader(message, "DNS name", start=(length & 0x3F) << 8 | reader.u8())
             continue
-        if length > 63:
+        if length > _LONGEST_LABEL:
             raise MalformedBytes("DNS name: reserved label type")
         total += length + 1
         if total > _LONGEST_NAME:
@@ -56,6 +57,24 @@ def read_name(reader: Reader, message: bytes) -> str:
     if not b"".join(labels).translate(None, _PLAIN_BYTES):
         return b".".join(labels).decode("ascii").lower() or "."
     return ".".join([label_text(label) for label in labels])
+
+
+def read_plain_name(message: bytes, start: int) -> tuple[str, int] | None:
+    """The name at `start`, and the offset behind it. None where it takes `read_name` to read it, or to refuse it."""
+    labels: list[bytes] = []
+    position, size = start, len(message)
+    while position < size:
+        length = message[position]
+        position += 1
+        if not length:
+            if not labels or position - start > _LONGEST_NAME or b"".join(labels).translate(None, _PLAIN_BYTES):
+                return None
+            return b".".join(labels).decode("ascii").lower(), position
+        if length > _LONGEST_LABEL:
+            return None
+        labels.append(message[position : position + length])
+        position += length
+    return None
 
 
 def read_flat_name(message: bytes, start: int, buffer: int) -> tuple[str, int]:

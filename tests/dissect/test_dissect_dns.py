@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import struct
+from collections.abc import Callable
 
 import pytest
 from dnslib import DNSHeader, DNSLabel, DNSQuestion, DNSRecord
@@ -12,10 +13,10 @@ from hypothesis import strategies as st
 from scapy.layers.dns import DNS, DNSQR, DNSRROPT, dnsqtypes
 
 from gfwemu.dissect.dns import DNS_TCP, DNS_UDP
-from gfwemu.dissect.dns_message import QTYPES, parse_query
+from gfwemu.dissect.dns_message import QTYPES, Query, parse_query, read_header, read_question
 from gfwemu.dissect.options import DissectOptions
 from gfwemu.dissect.outcome import Confirm, Reject, Span
-from gfwemu.dissect.reader import MalformedBytes
+from gfwemu.dissect.reader import MalformedBytes, Reader
 from gfwemu.model import Transport
 
 
@@ -273,6 +274,38 @@ def test_any_bytes_parse_or_are_malformed(payload: bytes) -> None:
         assert play(DNS_UDP, [(TO_SERVER, payload)]).kind == "reject"
     else:
         assert payload[12:].startswith(question)
+
+
+def read_with_care(payload: bytes) -> Query:
+    reader, options = Reader(payload, "DNS message"), DissectOptions()
+    return read_question(reader, payload, read_header(reader, options), options)
+
+
+def outcome_of(read: Callable[[bytes], Query], payload: bytes) -> Query | str:
+    try:
+        return read(payload)
+    except MalformedBytes as malformed:
+        return str(malformed)
+
+
+labels_of_any_kind = st.one_of(
+    st.binary(min_size=1, max_size=70), st.from_regex(rb"[a-zA-Z0-9_.-]{1,70}", fullmatch=True)
+)
+counts_of_any_kind = st.sampled_from([0, 1, 2, 255, 256])
+
+
+@given(
+    st.lists(labels_of_any_kind, max_size=6),
+    st.tuples(counts_of_any_kind, counts_of_any_kind, counts_of_any_kind, counts_of_any_kind),
+    st.sampled_from([0x0000, 0x0100, 0x8180, 0x8183, 0x0003, 0x0140, 0x2800]),
+    st.sampled_from([b"\0\0\1\0\1", b"\0\0\1", b"\xc0\x0c\0\1\0\1", b"\0\xff\xff\x12\x34rest"]),
+)
+def test_usual_messages_are_read_as_with_care(
+    labels: list[bytes], counts: tuple[int, int, int, int], flags: int, rest: bytes
+) -> None:
+    question = b"".join(bytes([len(label)]) + label for label in labels) + rest
+    payload = query(question, flags=flags, counts=counts)
+    assert outcome_of(parse_query, payload) == outcome_of(read_with_care, payload)
 
 
 @given(st.binary(max_size=40), st.integers(0, 40))
