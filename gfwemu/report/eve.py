@@ -10,7 +10,6 @@ number in every run, wherever it stands in its file.
 
 from __future__ import annotations
 
-import json
 import zlib
 from collections.abc import Mapping
 from datetime import UTC, datetime
@@ -32,7 +31,15 @@ from gfwemu.engine.records import (
 )
 from gfwemu.model import Direction, FiveTuple, Placement, address_text
 from gfwemu.report.community_id import known_community_id
-from gfwemu.report.eve_facts import Json, plain_facts, probe_evidence, proto_name, protocol_object, protocol_of
+from gfwemu.report.eve_facts import (
+    Json,
+    json_text,
+    members_text,
+    probe_evidence,
+    proto_name,
+    protocol_of,
+    protocol_text,
+)
 from gfwemu.rules.compiled import Fact
 from gfwemu.wire.packet import TcpFlags
 
@@ -63,9 +70,11 @@ _FLOW_REASONS: Mapping[str, str] = {
     "stopping": "shutdown",
 }
 
-_DROP_FLAGS = (TcpFlags.SYN, TcpFlags.ACK, TcpFlags.PSH, TcpFlags.RST, TcpFlags.URG, TcpFlags.FIN)
-
-_encode = json.JSONEncoder(separators=(",", ":"), check_circular=False).encode
+_DROP_FLAGS = tuple((name, int(TcpFlags[name.upper()])) for name in ("syn", "ack", "psh", "rst", "urg", "fin"))
+_DIRECTIONS: Mapping[Direction | None, str] = {
+    None: "",
+    **{direction: f',"direction":"{direction.value}"' for direction in Direction},
+}
 
 
 def signature_id(rule: str) -> int:
@@ -111,6 +120,8 @@ class EveWriter:
         match record:
             case MessageSeen():
                 self._put(*_message(record, *self._facts(record.flow.protocol, record.facts)))
+            case FlowEnded():
+                self._put(*_flow(record))
             case RuleHit():
                 self._put(*_rule_hit(record, *self._facts(record.flow.protocol, record.facts)))
             case ResidualHit():
@@ -121,8 +132,6 @@ class EveWriter:
                 self._put(*_blocked(record))
             case PacketDropped():
                 self._put(*_drop(record))
-            case FlowEnded():
-                self._put(*_flow(record))
             case EngineFault():
                 self._put(*_fault(record))
 
@@ -141,7 +150,7 @@ class EveWriter:
         censor = _present(
             kind="kernel-rule", rule=rule, action=action, packets=packets, bytes=bytes, cite=cite, observed=observed
         )
-        self._put(_head(time, "stats"), _members({"stats": {"ips": {verdict: packets}}}), _members(censor))
+        self._put(_head(time, "stats"), members_text({"stats": {"ips": {verdict: packets}}}), members_text(censor))
 
     def stats(self, time: float, counters: Counters) -> None:
         """The state of a running censor."""
@@ -165,15 +174,15 @@ class EveWriter:
             "socket_dropped": counters.socket_dropped,
             "socket_overruns": counters.overruns,
         }
-        self._put(_head(time, "stats"), _members(event), _members(censor))
+        self._put(_head(time, "stats"), members_text(event), members_text(censor))
 
     def _facts(self, protocol: str, facts: Mapping[str, Fact]) -> tuple[str, str, str]:
         """The event type for a message, what that event says of it, and its facts. A hit and its message share them."""
         if facts is not self._told_facts or protocol != self._told_protocol or not facts:
-            kind, content = protocol_object(protocol_of(protocol, facts), facts)
-            plain = plain_facts(facts)
+            # The object first: facts that are worked out late stand in the order in which they were asked for.
+            kind, content = protocol_text(protocol_of(protocol, facts), facts)
             self._told_facts, self._told_protocol = facts, protocol
-            self._told = kind, _members({kind: content}), _members({"facts": plain} if plain else {})
+            self._told = kind, content, _facts_member(facts)
         return self._told
 
     def _put(self, head: str, event: str, censor: str) -> None:
@@ -194,40 +203,31 @@ def _ips(counters: Counters) -> Object:
     }
 
 
-def _members(event: Object) -> str:
-    """As text, without the braces."""
-    return _encode(event)[1:-1]
-
-
 def _head(time: float, kind: str) -> str:
     return f'"timestamp":"{timestamp(time)}","event_type":"{kind}"'
 
 
 def _common(time: float, kind: str, flow: FlowRef, direction: Direction | None) -> str:
     """The common section. Without a direction it is an event of the flow, not of a packet."""
-    ends = _ends(flow.tuple, flow.protocol, direction)
-    return f'"timestamp":"{timestamp(time)}","flow_id":{flow.flow_id},"event_type":"{kind}",{ends}'
+    forth, back, community_id = _ends(flow.tuple)
+    protocol = f',"app_proto":{json_text(flow.protocol)}' if flow.protocol else ""
+    return (
+        f'"timestamp":"{timestamp(time)}","flow_id":{flow.flow_id},"event_type":"{kind}",'
+        f"{back if direction is Direction.TO_CLIENT else forth}{protocol}{_DIRECTIONS[direction]}{community_id}"
+    )
 
 
 @lru_cache(maxsize=4096)
-def _ends(flow: FiveTuple, protocol: str, direction: Direction | None) -> str:
-    ends = flow if direction is not Direction.TO_CLIENT else flow.reversed()
-    members: Object = {
-        "src_ip": address_text(ends.src),
-        "src_port": ends.sport,
-        "dest_ip": address_text(ends.dst),
-        "dest_port": ends.dport,
-        "proto": proto_name(ends.proto),
-        "ip_v": 4 if len(ends.src) == 4 else 6,
-    }
-    if protocol:
-        members["app_proto"] = protocol
-    if direction is not None:
-        members["direction"] = direction.value
+def _ends(flow: FiveTuple) -> tuple[str, str, str]:
+    """A packet's endpoints, of one to the server and of one to the client, and the member that names the flow."""
+    proto = f'"proto":"{proto_name(flow.proto)}","ip_v":{4 if len(flow.src) == 4 else 6}'
+    src, dst = address_text(flow.src), address_text(flow.dst)
     name = known_community_id(flow)
-    if name:
-        members["community_id"] = name
-    return _members(members)
+    return (
+        f'"src_ip":"{src}","src_port":{flow.sport},"dest_ip":"{dst}","dest_port":{flow.dport},{proto}',
+        f'"src_ip":"{dst}","src_port":{flow.dport},"dest_ip":"{src}","dest_port":{flow.sport},{proto}',
+        f',"community_id":"{name}"' if name else "",
+    )
 
 
 def _present(**members: Json) -> Object:
@@ -277,39 +277,46 @@ def _evidence(evidence: Evidence) -> Object:
 
 @lru_cache(maxsize=1024)
 def _common_evidence(evidence: Evidence) -> str:
-    return _encode(_evidence(evidence))
+    return members_text(_evidence(evidence))
 
 
 def _rule_hit(hit: RuleHit, kind: str, content: str, facts: str) -> Event:
     of_packet = f'"packet_number":{hit.packet_number},"packet_length":{hit.packet_length}'
     if hit.evidence:
         # Most conditions are on what every packet of the flow has, and many flows have in common.
-        texts = [_common_evidence(one) if one.offset is None else _encode(_evidence(one)) for one in hit.evidence]
-        of_packet = f'{of_packet},"evidence":[{",".join(texts)}]'
-    of_rule = _of_rule(hit.rule, hit.action, hit.placement)
-    last = _rest_of_rule(hit.cite, hit.observed, hit.place, hit.residual_seconds)
-    censor = ",".join([text for text in (of_rule, of_packet, facts, last) if text])
-    event = _ordered(hit.rule, hit.action, hit.cite, hit.observed, hit.placement, hit.towards)
+        texts = [_common_evidence(one) if one.offset is None else members_text(_evidence(one)) for one in hit.evidence]
+        of_packet = f'{of_packet},"evidence":[{{{"},{".join(texts)}}}]'
+    event, first, last = _of_rule(
+        hit.rule, hit.action, hit.cite, hit.observed, hit.place, hit.placement, hit.residual_seconds, hit.towards
+    )
     if kind != "metadata":
         event = f"{event},{content}"
-    return _common(hit.time, "alert", hit.flow, hit.direction), event, censor
+    return (
+        _common(hit.time, "alert", hit.flow, hit.direction),
+        event,
+        f"{first},{of_packet}{facts}{last}",
+    )
 
 
 @lru_cache(maxsize=1024)
-def _of_rule(rule: str, action: str, placement: Placement) -> str:
-    return _members({"kind": "rule", "rule": rule, "action": action, "placement": placement.value})
-
-
-@lru_cache(maxsize=1024)
-def _rest_of_rule(cite: str, observed: str, place: str, residual_seconds: float) -> str:
-    return _members(_present(cite=cite, observed=observed, place=place, residual_seconds=residual_seconds or None))
-
-
-@lru_cache(maxsize=1024)
-def _ordered(rule: str, action: str, cite: str, observed: str, placement: Placement, towards: str) -> str:
-    """What the alert says of the rule alone, as members."""
+def _of_rule(
+    rule: str,
+    action: str,
+    cite: str,
+    observed: str,
+    place: str,
+    placement: Placement,
+    residual_seconds: float,
+    towards: str,
+) -> tuple[str, str, str]:
+    """What a hit says of the rule alone: members of the event, and the first and the last ones of `censor`."""
     alert = _alert(rule, action, cite=cite, observed=observed, placement=placement.value)
-    return _members({"alert": alert, "verdict": _verdict(action, placement, towards)})
+    last = members_text(_present(cite=cite, observed=observed, place=place, residual_seconds=residual_seconds or None))
+    return (
+        members_text({"alert": alert, "verdict": _verdict(action, placement, towards)}),
+        members_text({"kind": "rule", "rule": rule, "action": action, "placement": placement.value}),
+        f",{last}" if last else "",
+    )
 
 
 def _residual_hit(hit: ResidualHit) -> Event:
@@ -317,7 +324,7 @@ def _residual_hit(hit: ResidualHit) -> Event:
     censor = _present(
         kind="residual", rule=hit.rule, action=hit.action, key=hit.key, remaining=hit.remaining, cite=hit.cite
     )
-    return _common(hit.time, "alert", hit.flow, Direction.TO_SERVER), _members(event), _members(censor)
+    return _common(hit.time, "alert", hit.flow, Direction.TO_SERVER), members_text(event), members_text(censor)
 
 
 def _probe(probe: ProbeReacted) -> Event:
@@ -335,7 +342,7 @@ def _probe(probe: ProbeReacted) -> Event:
         prober_port=probe.port,
         cite=probe.cite,
     )
-    return _common(probe.time, "alert", probe.flow, Direction.TO_SERVER), _members(event), _members(censor)
+    return _common(probe.time, "alert", probe.flow, Direction.TO_SERVER), members_text(event), members_text(censor)
 
 
 def _blocked(block: ServerBlocked) -> Event:
@@ -351,16 +358,15 @@ def _blocked(block: ServerBlocked) -> Event:
         observed=block.observed,
         place=block.place,
     )
-    return _common(block.time, "alert", block.flow, Direction.TO_SERVER), _members(event), _members(censor)
+    return _common(block.time, "alert", block.flow, Direction.TO_SERVER), members_text(event), members_text(censor)
 
 
 def _message(message: MessageSeen, kind: str, content: str, facts: str) -> Event:
-    censor = '"kind":"message"'
-    return (
-        _common(message.time, kind, message.flow, message.direction),
-        content,
-        f"{censor},{facts}" if facts else censor,
-    )
+    return _common(message.time, kind, message.flow, message.direction), content, f'"kind":"message"{facts}'
+
+
+def _facts_member(facts: Mapping[str, Fact]) -> str:
+    return f',"facts":{{{members_text(facts)}}}' if facts else ""
 
 
 def _drop(drop: PacketDropped) -> Event:
@@ -368,38 +374,30 @@ def _drop(drop: PacketDropped) -> Event:
     content: Object = {"len": drop.length, lifetime: drop.ttl, "reason": "rules"}
     if drop.tcp_flags is not None:
         content |= {"tcpseq": drop.tcp_seq, "tcpack": drop.tcp_ack}
-        content |= {flag.name.lower(): bool(drop.tcp_flags & flag) for flag in _DROP_FLAGS if flag.name}
+        content |= {name: drop.tcp_flags & flag != 0 for name, flag in _DROP_FLAGS}
     event: Object = {"drop": content, "verdict": {"action": "drop"}}
     censor = _present(kind="drop", rule=drop.rule, reason=drop.reason)
-    return _common(drop.time, "drop", drop.flow, drop.direction), _members(event), _members(censor)
+    return _common(drop.time, "drop", drop.flow, drop.direction), members_text(event), members_text(censor)
 
 
 def _flow(flow: FlowEnded) -> Event:
-    content: Object = {
-        "pkts_toserver": flow.packets_to_server,
-        "pkts_toclient": flow.packets_to_client,
-        "bytes_toserver": flow.bytes_to_server,
-        "bytes_toclient": flow.bytes_to_client,
-        "start": timestamp(flow.start),
-        "end": timestamp(flow.last),
-        "age": max(0, int(flow.last - flow.start)),
-        "state": flow.state,
-        "reason": _FLOW_REASONS.get(flow.reason, "unknown"),
-        "alerted": bool(flow.rules),
-    }
-    if flow.dropped:
-        content["action"] = "drop"
-    censor = _present(
-        kind="flow",
-        dropped=flow.dropped,
-        injected=flow.injected,
-        reason=flow.reason,
-        rules=list(flow.rules),
-        facts=plain_facts(flow.facts),
+    reason = _FLOW_REASONS.get(flow.reason, "unknown")
+    action = ',"action":"drop"' if flow.dropped else ""
+    event = (
+        f'"flow":{{"pkts_toserver":{flow.packets_to_server},"pkts_toclient":{flow.packets_to_client},'
+        f'"bytes_toserver":{flow.bytes_to_server},"bytes_toclient":{flow.bytes_to_client},'
+        f'"start":"{timestamp(flow.start)}","end":"{timestamp(flow.last)}",'
+        f'"age":{max(0, int(flow.last - flow.start))},"state":"{flow.state}","reason":"{reason}",'
+        f'"alerted":{"true" if flow.rules else "false"}{action}}}'
     )
-    return _common(flow.time, "flow", flow.flow, None), _members({"flow": content}), _members(censor)
+    rules = f',"rules":{json_text(flow.rules)}' if flow.rules else ""
+    censor = (
+        f'"kind":"flow","dropped":{flow.dropped},"injected":{flow.injected},"reason":"{flow.reason}"'
+        f"{rules}{_facts_member(flow.facts)}"
+    )
+    return _common(flow.time, "flow", flow.flow, None), event, censor
 
 
 def _fault(fault: EngineFault) -> Event:
     event: Object = {"anomaly": {"type": "applayer", "event": "ENGINE_FAULT", "layer": "engine"}}
-    return _head(fault.time, "anomaly"), _members(event), _members({"kind": "fault", "error": fault.error})
+    return _head(fault.time, "anomaly"), members_text(event), members_text({"kind": "fault", "error": fault.error})
