@@ -3,12 +3,26 @@
 from __future__ import annotations
 
 import datetime
+import math
 from collections.abc import Callable
 from typing import Any, TypeVar
 
 import click
 
 _Function = TypeVar("_Function", bound=Callable[..., Any])
+
+_YEARS = range(1970, 3000)
+"""In which the censor's clock may begin: calendars end with the year 9999, and it runs on, faster perhaps."""
+
+
+class ScaleRange(click.FloatRange):
+    """A range that `nan` is not in, with which no comparison holds."""
+
+    def convert(self, value: Any, param: click.Parameter | None, ctx: click.Context | None) -> float:
+        number = float(super().convert(value, param, ctx))
+        if math.isnan(number):
+            self.fail(f"{value!r} is not a number.", param, ctx)
+        return number
 
 
 def _moment(context: click.Context, parameter: click.Parameter, text: str | None) -> float | None:
@@ -17,11 +31,14 @@ def _moment(context: click.Context, parameter: click.Parameter, text: str | None
         return None
     try:
         moment = datetime.datetime.fromisoformat(text)
-        aware = moment if moment.tzinfo is not None else moment.replace(tzinfo=datetime.UTC)
-        return aware.timestamp()
+        seconds = (moment if moment.tzinfo is not None else moment.replace(tzinfo=datetime.UTC)).timestamp()
     except (ValueError, OverflowError):
         message = f"'{text}' is no moment; write it as in 2025-08-20T00:30+08:00"
         raise click.BadParameter(message, context, parameter) from None
+    if moment.year not in _YEARS or seconds < 0:
+        message = f"'{text}' is not in the years {_YEARS[0]} to {_YEARS[-1]}"
+        raise click.BadParameter(message, context, parameter)
+    return seconds
 
 
 def with_clock_options(function: _Function) -> _Function:
@@ -34,7 +51,7 @@ def with_clock_options(function: _Function) -> _Function:
     )
     scale = click.option(
         "--time-scale",
-        type=click.FloatRange(min=0, min_open=True),
+        type=ScaleRange(0.001, 100_000),
         default=1.0,
         metavar="X",
         help="Run the censor's clock X times faster.",

@@ -257,6 +257,23 @@ def test_the_censor_clock_may_run_faster_and_start_elsewhere(run: Run) -> None:
     assert "'soon' is no moment; write it as in 2025-08-20T00:30+08:00" in err
 
 
+@pytest.mark.parametrize(
+    ("option", "value", "said"),
+    [
+        ("--time-scale", "nan", "'nan' is not a number"),
+        ("--time-scale", "inf", "inf is not in the range"),
+        ("--time-scale", "1e-9", "1e-09 is not in the range"),
+        ("--start-time", "1969-12-31", "'1969-12-31' is not in the years 1970 to 2999"),
+        ("--start-time", "1970-01-01T00:00+08:00", "is not in the years 1970 to 2999"),
+        ("--start-time", "9999-12-31T23:59", "is not in the years 1970 to 2999"),
+    ],
+)
+def test_a_clock_that_leaves_the_calendar_is_refused(run: Run, option: str, value: str, said: str) -> None:
+    code, out, err = run("session.pcap", "--rules", "rules.yaml", option, value)
+    assert (code, out) == (2, "")
+    assert said in err
+
+
 def test_the_same_seed_gives_the_same_log(run: Run) -> None:
     Path("dice.yaml").write_text(RULES.replace("    action: reset", "    probability: 0.5\n    action: reset"))
     sessions = [connection(41000 + n, "www.blocked.example", START + 200 * n) for n in range(40)]
