@@ -11,6 +11,7 @@ import click
 from rich.console import Console
 from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeElapsedColumn
 
+from gfwemu.cli.moments import ScaleRange
 from gfwemu.conformance.cases import Case, choose, load_cases
 from gfwemu.conformance.replay import replay_cases
 from gfwemu.conformance.report import print_list, print_results, tally, write_document
@@ -40,7 +41,7 @@ or cases, 4 the machine lacks a capability.
 @click.option("--cases", "era", metavar="NAME", help="Take the cases of that profile (for a rule file of your own).")
 @click.option("--list", "list_only", is_flag=True, help="Show the cases and run nothing.")
 @click.option("--without", "without", multiple=True, metavar="RULE", help="Disable a rule: which cases notice?")
-@click.option("--time-scale", default=10.0, show_default=True, type=click.FloatRange(1, 1000),
+@click.option("--time-scale", default=10.0, show_default=True, type=ScaleRange(1, 1000),
               help="Live: how much faster the censor's clock runs.")  # fmt: skip
 @click.option("--jobs", default=24, show_default=True, type=click.IntRange(1, 60), help="Live: cases at a time.")
 @click.option("--json", "as_json", is_flag=True, help="One JSON object on standard output.")
@@ -74,8 +75,11 @@ def conformance(
     if list_only:
         print_list(cases)
         return
-    cases = [case for case in cases if (case.replayed if replay else case.live)]
-    results = _run(path, cases, without, replay, time_scale, jobs, quiet=quiet or as_json)
+    there = [case for case in cases if (case.replayed if replay else case.live)]
+    elsewhere = [case.id for case in cases if case not in there]
+    if elsewhere and (wanted or not there):
+        raise UsageError(f"the case '{elsewhere[0]}' plays only {'in a lab: leave out' if replay else 'with'} --replay")
+    results = _run(path, there, without, replay, time_scale, jobs, quiet=quiet or as_json)
     if as_json:
         shown = {
             "profile": profile,

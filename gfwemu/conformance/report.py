@@ -15,6 +15,7 @@ from rich.table import Table
 from gfwemu.conformance.cases import Case, eras_of_cases, load_cases
 from gfwemu.conformance.replay import replay_cases
 from gfwemu.conformance.result import FAIL, GAP, INCONCLUSIVE, PASS, Result, expected
+from gfwemu.errors import UsageError
 from gfwemu.rules.catalogue import find_profile, profiles
 from gfwemu.rules.load import load_rules
 
@@ -73,7 +74,12 @@ def tally(results: Sequence[Result]) -> str:
 
 
 def write_document(path: Path) -> int:
-    """Replays every era and writes one document. Returns the exit code."""
+    """Replays every era and writes one document. Returns the exit code. Raises UsageError for a path that cannot be
+    written to, before the work begins."""
+    try:
+        path.open("a", encoding="utf-8").close()
+    except OSError as error:
+        raise UsageError(f"cannot write {path}: {error.strerror}") from None
     known = profiles()
     sections, failed, every = [], False, []
     overview = ["| profile | cases | replayed | pass | only live |", "|---|---|---|---|---|"]

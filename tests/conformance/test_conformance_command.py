@@ -77,6 +77,9 @@ def test_the_document(tmp_path: Path) -> None:
     (["china", "--case", "tls-three-injector"], 2, "did you mean 'tls-three-injectors'?"),
     (["open"], 2, "there are no cases for 'open'; see docs/cases.md, or say --cases china"),
     (["china", "--replay", "--without", "chinatls"], 2, "china has no rule 'chinatls'"),
+    (["china", "--replay", "--case", "dns-program"], 2, "plays only in a lab: leave out --replay"),
+    (["china-2013", "--case", "evasion13-hole-59-minutes-caught"], 2, "plays only with --replay"),
+    (["--write", "/nowhere/conformance.md"], 2, "cannot write /nowhere/conformance.md: No such file or directory"),
 ])  # fmt: skip
 def test_what_is_wrong_is_one_sentence(argv: list[str], code: int, said: str) -> None:
     done = run(*argv)
