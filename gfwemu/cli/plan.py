@@ -13,6 +13,7 @@ from rich.padding import Padding
 from rich.table import Table
 from rich.text import Text
 
+from gfwemu.errors import UsageError
 from gfwemu.kernel.ruleset import Ends, Lifetimes, content_text, frame_text, objects_text
 from gfwemu.rules.catalogue import find_profile
 from gfwemu.rules.compiled import RuleSet
@@ -39,6 +40,8 @@ def plan(rules: tuple[str, ...], as_json: bool, as_table: bool, everything: bool
     gfwemu plan china --all
     gfwemu plan my-rules.yaml --table
     """
+    if as_json and as_table:
+        raise UsageError("say either --json or --table")
     loaded = load_rules([find_profile(name) for name in rules])
     made = compile_plan(loaded)
     if as_table:

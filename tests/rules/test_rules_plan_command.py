@@ -9,6 +9,7 @@ import pytest
 from click.testing import CliRunner
 
 from gfwemu.cli.plan import plan
+from gfwemu.errors import UsageError
 from gfwemu.rules.catalogue import profiles
 
 
@@ -47,3 +48,9 @@ def test_every_profile_is_explained(name: str) -> None:
     assert set(found) == {"rules", "offload", "fail_open", "spared", "queued", "kernel", "residual", "costs"}
     assert all(line["what"] for part in ("queued", "kernel", "residual", "costs") for line in found[part])
     assert "chain between {" in told(name, "--table")
+
+
+def test_two_forms_at_once_are_refused() -> None:
+    result = CliRunner().invoke(plan, ("sni-reset", "--json", "--table"))
+    assert isinstance(result.exception, UsageError)
+    assert str(result.exception) == "say either --json or --table"
