@@ -264,28 +264,29 @@ def _verdict(action: str, placement: Placement, towards: str) -> Object:
     return verdict
 
 
-def _evidence(evidence: Evidence) -> Object:
-    return _present(
-        field=evidence.field,
-        value=evidence.value,
-        entry=evidence.entry,
-        offset=evidence.offset,
-        length=evidence.length,
-        excerpt=evidence.excerpt.hex(),
-    )
+def _evidence_member(evidence: tuple[Evidence, ...]) -> str:
+    if not evidence:
+        return ""
+    # Most conditions are on what every packet of the flow has, and many flows have in common.
+    texts = [_common_evidence(one) if one.offset is None else _evidence(one) for one in evidence]
+    return f',"evidence":[{",".join(texts)}]'
 
 
-@lru_cache(maxsize=1024)
-def _common_evidence(evidence: Evidence) -> str:
-    return members_text(_evidence(evidence))
+def _evidence(evidence: Evidence) -> str:
+    value = f',"value":{json_text(evidence.value)}' if evidence.value else ""
+    entry = f',"entry":{json_text(evidence.entry)}' if evidence.entry else ""
+    offset = "" if evidence.offset is None else f',"offset":{evidence.offset}'
+    length = "" if evidence.length is None else f',"length":{evidence.length}'
+    excerpt = f',"excerpt":"{evidence.excerpt.hex()}"' if evidence.excerpt else ""
+    return f'{{"field":{json_text(evidence.field)}{value}{entry}{offset}{length}{excerpt}}}'
+
+
+_common_evidence = lru_cache(maxsize=1024)(_evidence)
 
 
 def _rule_hit(hit: RuleHit, kind: str, content: str, facts: str) -> Event:
     of_packet = f'"packet_number":{hit.packet_number},"packet_length":{hit.packet_length}'
-    if hit.evidence:
-        # Most conditions are on what every packet of the flow has, and many flows have in common.
-        texts = [_common_evidence(one) if one.offset is None else members_text(_evidence(one)) for one in hit.evidence]
-        of_packet = f'{of_packet},"evidence":[{{{"},{".join(texts)}}}]'
+    evidence = _evidence_member(hit.evidence)
     event, first, last = _of_rule(
         hit.rule, hit.action, hit.cite, hit.observed, hit.place, hit.placement, hit.residual_seconds, hit.towards
     )
@@ -294,7 +295,7 @@ def _rule_hit(hit: RuleHit, kind: str, content: str, facts: str) -> Event:
     return (
         _common(hit.time, "alert", hit.flow, hit.direction),
         event,
-        f"{first},{of_packet}{facts}{last}",
+        f"{first},{of_packet}{evidence}{facts}{last}",
     )
 
 
@@ -347,18 +348,10 @@ def _probe(probe: ProbeReacted) -> Event:
 
 def _blocked(block: ServerBlocked) -> Event:
     event: Object = {"alert": _alert(block.rule, "block", cite=block.cite, residual_key=block.key)}
-    censor = _present(
-        kind="block",
-        rule=block.rule,
-        action="block",
-        key=block.key,
-        residual_seconds=block.seconds,
-        evidence=[_evidence(item) for item in probe_evidence(block)],
-        cite=block.cite,
-        observed=block.observed,
-        place=block.place,
-    )
-    return _common(block.time, "alert", block.flow, Direction.TO_SERVER), members_text(event), members_text(censor)
+    first = _present(kind="block", rule=block.rule, action="block", key=block.key, residual_seconds=block.seconds)
+    last = members_text(_present(cite=block.cite, observed=block.observed, place=block.place))
+    censor = f"{members_text(first)}{_evidence_member(probe_evidence(block))}{f',{last}' if last else ''}"
+    return _common(block.time, "alert", block.flow, Direction.TO_SERVER), members_text(event), censor
 
 
 def _message(message: MessageSeen, kind: str, content: str, facts: str) -> Event:
