@@ -21,7 +21,7 @@ _TRIES = 3
 
 
 class Prober:
-    """Answers each request with one line for each probe; `last` stands in the final one."""
+    """Answers each request with one line for each probe that was sent; `last` stands in the final probe's."""
 
     def __init__(self, writer: asyncio.StreamWriter, device: str, hops: int, time_scale: float, seed: int) -> None:
         self._writer = writer
@@ -59,6 +59,12 @@ class Prober:
         del self._left[request.request_id]
 
     async def _probe(self, request: Request, rng: random.Random) -> None:
+        try:
+            await self._attempt(request, rng)
+        finally:
+            self._left[request.request_id] -= 1
+
+    async def _attempt(self, request: Request, rng: random.Random) -> None:
         async with self._connections:
             answered = self._answered_by((request.server, request.port))
             kind = choose(request, answered, rng)
@@ -88,7 +94,6 @@ class Prober:
         return answered
 
     def _tell(self, request: Request, kind: str, outcome: Outcome, source: str, port: int) -> None:
-        self._left[request.request_id] -= 1
         self._write(
             {
                 "request_id": request.request_id,
@@ -98,7 +103,7 @@ class Prober:
                 "sent": outcome.sent,
                 "prober": source,
                 "port": port,
-                "last": not self._left[request.request_id],
+                "last": self._left[request.request_id] == 1,
             }
         )
 

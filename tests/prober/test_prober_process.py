@@ -2,13 +2,21 @@
 
 from __future__ import annotations
 
+import asyncio
+import json
 import select
 import time
+from typing import Any, cast
+
+import pytest
 
 from gfwemu.engine.commands import SendProbes
 from gfwemu.engine.events import ProbeFinished
 from gfwemu.model import address_bytes
 from gfwemu.prober.client import ProberProcess
+from gfwemu.prober.plan import Request
+from gfwemu.prober.process import Prober
+from gfwemu.prober.send import NotSentError, Outcome
 from gfwemu.rules.actions import Probe
 from gfwemu.rules.quantities import Varied
 
@@ -45,6 +53,31 @@ def test_it_says_what_keeps_it_from_probing() -> None:
         assert said[0].startswith("a probe of 203.0.113.1 was not sent: ")
     finally:
         prober.close()
+
+
+def test_the_last_reaction_says_so_though_a_probe_before_it_was_not_sent(monkeypatch: pytest.MonkeyPatch) -> None:
+    told: list[dict[str, Any]] = []
+    outcomes: list[Outcome | None] = [None, None, None, Outcome("fin", 0.1, 5), Outcome("data", 0.1, 5)]
+
+    class Writer:
+        def write(self, line: bytes) -> None:
+            told.append(json.loads(line))
+
+    async def send(*_: object) -> Outcome:
+        outcome = outcomes.pop(0)
+        if outcome is None:
+            raise NotSentError("in use")
+        return outcome
+
+    async def campaign() -> None:
+        prober = Prober(cast(asyncio.StreamWriter, Writer()), "lo", 1, 1.0, 0)
+        prober.take(Request.of(order("203.0.113.1", count=3, delay=0)).to_line())
+        await asyncio.gather(*prober._tasks)
+
+    monkeypatch.setattr("gfwemu.prober.process.send", send)
+    asyncio.run(campaign())
+    assert told[0] == {"say": "a probe of 203.0.113.1 was not sent: in use"}
+    assert [(one["reaction"], one["last"]) for one in told[1:]] == [("fin", False), ("data", True)]
 
 
 def test_it_ends_with_the_daemon_s_end_of_the_socket() -> None:
