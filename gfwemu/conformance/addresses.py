@@ -70,9 +70,6 @@ class Addresses:
     def give_back(self, side: Side, address: bytes) -> None:
         self._free[side][6 if len(address) == 16 else 4].append(address)
 
-    def free(self, side: Side) -> int:
-        return len(self._free[side][4])
-
     def server(self, side: Side, client: bytes, wanted: str) -> bytes:
         """`fresh`, `silent`, `resolver`, an address, or a network out of which one is taken."""
         version = 6 if len(client) == 16 else 4

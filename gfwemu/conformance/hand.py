@@ -40,7 +40,6 @@ class Channel:
         self.outcome = ""
         self._taken = len(stage.trace.packets)
         self._clock = itertools.count(_NEW)
-        self._heard = 0
         self.answered = False
         self._server_isn = 0
         if spec.server == "hand":
@@ -160,19 +159,15 @@ class Channel:
             payload=data,
             options=options,
             ttl=ttl,
-            ip_id=self._heard + seq & 0xFFFF,
+            ip_id=seq & 0xFFFF,
             dont_fragment=True,
             data_offset=data_offset,
             checksum=0xBAD1 if bad else None,
         )
 
     def _stamp(self, kind: str | None) -> bytes:
-        """RFC 7323 section 3.2."""
-        return struct.pack("!BBII", 8, 10, _OLD if kind == "old" else next(self._clock), self._echo)
-
-    @property
-    def _echo(self) -> int:
-        return 0
+        """RFC 7323 section 3.2; nothing is echoed."""
+        return struct.pack("!BBII", 8, 10, _OLD if kind == "old" else next(self._clock), 0)
 
     def _ttl(self, ttl: int | str | None, sender: Side | None = None) -> int:
         if isinstance(ttl, str):

@@ -49,8 +49,7 @@ LONGEST_RESET = 1199
 # MD5, SHA1, SHA224, SHA256, SHA384, SHA512.
 _HMAC_LENGTHS = frozenset({16, 20, 28, 32, 48, 64})
 _REPLAY_LENGTH = 8
-_TLS_CRYPT_TAG = 32
-# opcode, session id, replay packet id, time, tag, and the encrypted count of acknowledgements and packet id.
+# opcode, session id, replay packet id, time, tag (32 bytes), and the encrypted count of acknowledgements and packet id.
 _TLS_CRYPT_CLIENT_RESET = 54
 # The same with one acknowledgement and the client's session id.
 _TLS_CRYPT_SERVER_RESET = 66
