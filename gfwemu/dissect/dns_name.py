@@ -95,4 +95,4 @@ def read_flat_name(message: bytes, start: int, buffer: int) -> tuple[str, int]:
         text += label
         position += 1 + len(label)
     end = position if length and len(text) == room else position + 1
-    return "".join([_FLAT_TEXT[byte] for byte in text.partition(b"\0")[0]]) or ".", end
+    return "".join([_FLAT_TEXT[byte] for byte in bytes(text).partition(b"\0")[0]]) or ".", end

@@ -72,7 +72,7 @@ class FtpSession(CommandSession):
 
     name = "FTP"
     verbs = _OWN | _BEHIND_GREETING | _SHARED
-    greetings = (b"220 ", b"220-", b"120 ", b"120-")
+    greetings: tuple[bytes, ...] = (b"220 ", b"220-", b"120 ", b"120-")
 
     def standing(self, verb: str, argument: bytes) -> Standing:
         if verb in _OWN or (verb in _BEHIND_GREETING and self.greeted):

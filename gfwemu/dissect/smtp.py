@@ -35,7 +35,7 @@ class SmtpSession(CommandSession):
 
     name = "SMTP"
     verbs = _OWN | _SHARED | frozenset(_PATHS)
-    greetings = (b"220 ", b"220-")
+    greetings: tuple[bytes, ...] = (b"220 ", b"220-")
 
     def __init__(self, options: DissectOptions) -> None:
         super().__init__(options)

@@ -162,7 +162,7 @@ def test_edns_is_passed_over() -> None:
 
 
 def test_every_message_of_a_udp_flow_is_told() -> None:
-    answer = DNSRecord.parse(query()).reply().pack()
+    answer = bytes(DNSRecord.parse(query()).reply().pack())
     played = play(DNS_UDP, [(TO_SERVER, query()), (TO_CLIENT, answer), (TO_SERVER, b"junk"), (TO_SERVER, query())])
     assert played.kind == "confirm"
     assert not played.final

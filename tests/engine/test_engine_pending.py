@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import dataclasses
 from typing import Any
 
 from hypothesis import given, settings
@@ -77,8 +78,7 @@ def rules(draw: st.DrawFn, number: int) -> CompiledRule:
     action = draw(st.sampled_from(["drop", "alert", "reset"]))
     made = rule(action, dict.fromkeys(fields), name=f"rule-{draw(st.integers(0, number))}")
     schedule = draw(st.sampled_from([None, None, Hours(0, 24)]))
-    values = {name: getattr(made, name) for name in made.__slots__}
-    return CompiledRule(**{**values, "conditions": conditions, "schedule": schedule})
+    return dataclasses.replace(made, conditions=conditions, schedule=schedule)
 
 
 RULES = st.integers(0, 12).flatmap(lambda count: st.tuples(*(rules(number) for number in range(count))))
