@@ -9,6 +9,7 @@ from collections.abc import Iterator, Sequence
 from gfwemu.engine.clock import Clock
 from gfwemu.engine.commands import Command, Hold, Inject, Report, SetTimer, SetVerdict, Watch
 from gfwemu.engine.events import Event, PacketArrived, ProbeFinished, RulesReplaced, Stopping, TimerFired
+from gfwemu.engine.fastpath import FastPath
 from gfwemu.engine.flows import FlowKeeper
 from gfwemu.engine.judge import Judge, flow_ref
 from gfwemu.engine.records import FlowEnded, PacketDropped
@@ -64,6 +65,7 @@ class Engine:
         self._rng = rng
         self._reads = packet_filter(rules.options.tcp, rng)
         self._judge = Judge(rules, rng, self._clock.real_seconds, self._flow_ids)
+        self.fast_path = None if offload else FastPath(self._flows.table, self._judge, self._clock, self._timers)
 
     @property
     def flow_count(self) -> int:
@@ -139,6 +141,8 @@ class Engine:
             flow, direction = self._flow_of(event, packet, censor_now, commands)
             if self._judge.passes(flow):
                 self._flows.advance(flow, packet, direction)
+                if self.fast_path is not None:
+                    self._flows.table.add_ends(flow)
                 commands.append(SetVerdict(event.packet_id, _ACCEPT, None, self._offload))
                 return
             readable = self._reads is None or self._reads(packet)

@@ -11,6 +11,7 @@ from gfwemu.dissect.dissector import Dissector
 from gfwemu.dissect.outcome import Session
 from gfwemu.flow.tcb import Tcb
 from gfwemu.model import Direction, FiveTuple, Side
+from gfwemu.wire.midflow import Ends
 
 _TO_SERVER = Direction.TO_SERVER
 _NOTHING: Mapping[str, Any] = MappingProxyType({})
@@ -38,8 +39,9 @@ class Flow:
     """Both directions between one client and one server. `tuple` runs from client to server.
 
     Sizes are whole IP packets. `fins` has bit 0 for a closed to_server and bit 1 for a closed to_client. `decision`
-    belongs to the engine. `by_synack`: who is the client is known by a SYN/ACK alone. There are many flows, so what
-    mostly stays empty is nothing of its own until it is needed.
+    belongs to the engine. `by_synack`: who is the client is known by a SYN/ACK alone. `ends`: by which the table finds
+    it besides, of packets to the server and to the client. There are many flows, so what mostly stays empty is nothing
+    of its own until it is needed.
     """
 
     __slots__ = (
@@ -51,6 +53,7 @@ class Flow:
         "confirmed",
         "decision",
         "dropped",
+        "ends",
         "excerpt_to_client",
         "excerpt_to_server",
         "facts",
@@ -97,6 +100,7 @@ class Flow:
         self.fins = 0
         self.tcb: Tcb | None = None
         self.alias: FiveTuple | None = None
+        self.ends: tuple[Ends, Ends] | None = None
         self.decision: Any = None
         self.rules: tuple[str, ...] = ()
 

@@ -9,6 +9,7 @@ from collections.abc import Iterator, Sequence
 from gfwemu.flow.flow import Flow, FlowState
 from gfwemu.flow.options import FlowOptions
 from gfwemu.model import Direction, FiveTuple, Side
+from gfwemu.wire.midflow import Ends, ends_of
 
 _TO_SERVER, _TO_CLIENT = Direction.TO_SERVER, Direction.TO_CLIENT
 
@@ -22,13 +23,15 @@ _SWEEP = 8
 class FlowTable:
     """Flows by five-tuple, found from both directions. Ended flows are handed to the caller, never lost.
 
-    sweep_at: no flow ends before that, so `sweep` has nothing to do until then.
+    sweep_at: no flow ends before that, so `sweep` has nothing to do until then. by_ends: flows that were given to
+    `add_ends`, and the direction of a packet with these ends.
     """
 
     def __init__(self, options: FlowOptions, flow_ids: Iterator[int] | None = None) -> None:
         self._options = options
         self._by_tuple: dict[Key, Flow] = {}
         self._by_alias: dict[Key, Flow] = {}
+        self.by_ends: dict[Ends, tuple[Flow, Direction]] = {}
         self._by_state: dict[FlowState, OrderedDict[int, Flow]] = {state: OrderedDict() for state in FlowState}
         self._flow_ids = itertools.count(1) if flow_ids is None else flow_ids
         self.sweep_at = 0.0
@@ -88,6 +91,13 @@ class FlowTable:
         flow.alias = key
         self._by_alias[key.reversed()] = flow
 
+    def add_ends(self, flow: Flow) -> None:
+        """Has the flow found in `by_ends`, too, as long as it is in the table."""
+        if flow.ends is None:
+            forth, back = flow.ends = ends_of(flow.tuple), ends_of(flow.tuple.reversed())
+            self.by_ends[back] = flow, _TO_CLIENT
+            self.by_ends[forth] = flow, _TO_SERVER
+
     def touch(self, flow: Flow, state: FlowState) -> None:
         """Marks the flow as just used, in that state."""
         flows = self._by_state[state]
@@ -103,6 +113,9 @@ class FlowTable:
         if self._by_tuple.get(flow.tuple) is flow:
             del self._by_tuple[flow.tuple]
         self._forget_alias(flow)
+        if flow.ends is not None:
+            for ends in flow.ends:
+                self.by_ends.pop(ends, None)
 
     def sweep(self, now: float) -> Sequence[Flow]:
         """Removes flows whose lifetime is over, a few at a time, and returns them."""
