@@ -10,13 +10,17 @@ from gfwemu.engine.facts import FLOW_FIELDS, PACKET_FIELDS, View
 from gfwemu.engine.matching import match_condition
 from gfwemu.flow.flow import Flow, direction_index
 from gfwemu.model import Direction
-from gfwemu.rules.compiled import CompiledRule, Condition, Facts, Scope
+from gfwemu.rules.actions import Freeze
+from gfwemu.rules.compiled import CompiledRule, Condition, Fact, Facts, Scope
 from gfwemu.rules.fields import rule_fields
 
 _REPEATING = frozenset({"poison", "alert"})
 """Actions that act on every message that matches, not once a flow."""
 
 _NOWHERE = frozenset({-1})
+
+_OF_ANSWERS: dict[str, Fact] = {"dns.response": True, "direction": Direction.TO_CLIENT.value, "protocol": "dns"}
+"""What is known of every DNS answer of a flow's server."""
 
 Limit = tuple[Callable[[Flow], int], Callable[[int], bool]]
 """A count that only grows, and whether it has left for good the range that the rule asks for."""
@@ -36,6 +40,7 @@ class Candidate:
     """A rule and what follows from its match.
 
     eager: it may fire at a packet that completes no message. by_message: it fires at every message that matches.
+    heeds_answers: a DNS answer of a flow's server, over UDP, may set it off or change what it does later.
     lasts: it may fire at other packets than a flow's first. transports: those on which it can (empty: any).
     place, towards: as a hit tells them.
     """
@@ -47,6 +52,7 @@ class Candidate:
     limits: tuple[Limit, ...]
     eager: bool
     by_message: bool
+    heeds_answers: bool
     lasts: bool
     transports: frozenset[int]
     place: str
@@ -70,6 +76,7 @@ class Candidate:
             _limits(rule),
             eager=not by_message and (rule.scope is Scope.PACKET or rule.schedule is not None or rule.repeat),
             by_message=by_message,
+            heeds_answers=not by_message or _may_hold_at_answer(rule),
             lasts=rule.scope is not Scope.FLOW or rule.schedule is not None or rule.repeat,
             transports=_transports(rule),
             place=str(rule.place),
@@ -99,6 +106,21 @@ class Candidate:
             if value is None or match_condition(condition, value) is None:
                 return True
         return False
+
+
+def _may_hold_at_answer(rule: CompiledRule) -> bool:
+    """Whether a rule that is asked at each message may hold at a DNS answer of the server, or counts packets."""
+    counts = isinstance(rule.action, Freeze) or any(one.field.startswith("count.") for one in rule.conditions)
+    if rule.hooks or counts:
+        return True
+    return rule.action_name != "poison" and not any(map(_fails_at_answer, rule.conditions))
+
+
+def _fails_at_answer(condition: Condition) -> bool:
+    if condition.field in _OF_ANSWERS:
+        return match_condition(condition, _OF_ANSWERS[condition.field]) is None
+    field = rule_fields().get(condition.field)
+    return field is not None and field.dissector not in ("", "dns")
 
 
 def _transports(rule: CompiledRule) -> frozenset[int]:

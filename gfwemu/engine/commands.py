@@ -13,7 +13,9 @@ class SetVerdict:
 
     data: the packet's new bytes, where it is rewritten. offload: the kernel may answer the rest of this flow, in both
     directions, with the same verdict. bulk: of the rest of this flow nothing but headers and sizes counts. reason:
-    which rule touched the packet, for the capture's comment; empty where none did.
+    which rule touched the packet, for the capture's comment; empty where none did. queue_all: from now on user space
+    must see every packet of the flow; with spare_answers, all but the DNS answers of its server. Without queue_all,
+    spare_answers says that this is still so.
     """
 
     packet_id: int
@@ -23,6 +25,7 @@ class SetVerdict:
     reason: str = ""
     bulk: bool = False
     queue_all: bool = False
+    spare_answers: bool = False
 
 
 @record

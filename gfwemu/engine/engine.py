@@ -28,6 +28,7 @@ from gfwemu.wire.parse import parse_packet
 
 # A member of an enumeration is slow to reach, and there are many packets.
 _ACCEPT = Verdict.ACCEPT
+_TCP, _UDP = int(Transport.TCP), int(Transport.UDP)
 
 
 class Engine:
@@ -149,8 +150,8 @@ class Engine:
             nothing_changes, messages = self._judge.glance(packet, flow, direction) if readable else (False, None)
             if nothing_changes:
                 self._flows.advance(flow, packet, direction)
-                queue_all = _is_seen_whole(flow, self._rules.options.tcp)
-                commands.append(SetVerdict(event.packet_id, _ACCEPT, queue_all=queue_all))
+                queue_all, spare = self._must_see(flow, packet, direction)
+                commands.append(SetVerdict(event.packet_id, _ACCEPT, queue_all=queue_all, spare_answers=spare))
                 return
             work = Work(event.packet_id, packet, flow, direction, event.now, release_at=event.now, messages=messages)
             self._decide(work, censor_now, commands, readable=readable)
@@ -236,6 +237,9 @@ class Engine:
             # Noted without offload, too: whether a SYN begins a new flow must not depend on it.
             decision.settled = decision.settled or settled
             treated = not settled and (decision.terminal is not None or bool(decision.modifiers))
+            must_see = treated, False
+            if not (settled or treated):
+                must_see = self._must_see(work.flow, work.packet, work.direction)
             commands.append(
                 SetVerdict(
                     work.packet_id,
@@ -244,11 +248,22 @@ class Engine:
                     settled and self._offload,
                     work.reason,
                     bulk=treated and self._offload and self._is_bulk(work),
-                    queue_all=treated or (not settled and _is_seen_whole(work.flow, self._rules.options.tcp)),
+                    queue_all=must_see[0],
+                    spare_answers=must_see[1] and work.verdict is _ACCEPT,
                 )
             )
         if work.forged:
             self._inject(work, commands)
+
+    def _must_see(self, flow: Flow, packet: Packet, direction: Direction) -> tuple[bool, bool]:
+        """`queue_all` and `spare_answers` of a verdict for a packet whose flow is not decided."""
+        if packet.proto == _TCP:
+            return _is_seen_whole(flow, self._rules.options.tcp), False
+        if packet.proto != _UDP:
+            return False, False
+        spare = self._offload and self._judge.ignores_answers(flow)
+        # The kernel may still go by what was true of an earlier flow between the same ends.
+        return direction is Direction.TO_SERVER and (spare or flow.packets_to_server == 1), spare
 
     def _is_bulk(self, work: Work) -> bool:
         """Whether nothing but headers and sizes of the flow's packets counts for a long while."""
@@ -400,4 +415,6 @@ def _is_seen_whole(flow: Flow, options: TcpOptions) -> bool:
     Nor may it where connection tracking, which takes a SYN's sender for the client, may hold the other end for it.
     """
     tcb = flow.tcb
-    return flow.by_synack or (tcb is not None and (tcb.resynchronising or not tcb.goes_by(options)))
+    return flow.by_synack or (
+        tcb is not None and (tcb.resynchronising or tcb.may_begin_midway or not tcb.goes_by(options))
+    )

@@ -109,6 +109,12 @@ class Judge:
         over = self._inspector.finished(flow) and not packet.is_fragment
         return not messages and over is decision.messages_over, messages
 
+    def ignores_answers(self, flow: Flow) -> bool:
+        """Whether DNS answers of the flow's server change nothing, whatever comes."""
+        decision: Decision = flow.decision
+        undecided = decision.terminal is None and not decision.modifiers
+        return undecided and flow.confirmed and flow.protocol == "dns" and not decision.pending.heeds_answers
+
     def judge(self, work: Work, censor_now: float, told: list[Command], *, readable: bool = True) -> Decision:
         """Settles what happens to the packet and, where a rule decides it, to the rest of its flow.
 

@@ -25,9 +25,10 @@ class Pending:
 
     eager: those that a packet may set off which completes no message. limited: those of them that end with a count.
     whole: whether any is looked at with all that is known of the flow, and not message by message.
+    heeds_answers: whether DNS answers of a flow's server, over UDP, may matter to any.
     """
 
-    __slots__ = ("bits", "candidates", "eager", "limited", "whole")
+    __slots__ = ("bits", "candidates", "eager", "heeds_answers", "limited", "whole")
 
     def __init__(self, bits: int, candidates: tuple[Candidate, ...]) -> None:
         self.bits = bits
@@ -35,6 +36,7 @@ class Pending:
         self.eager = tuple(one for one in candidates if one.eager)
         self.limited = tuple(one for one in self.eager if one.limits)
         self.whole = any(not one.by_message for one in candidates)
+        self.heeds_answers = any(one.heeds_answers for one in candidates)
 
     def __bool__(self) -> bool:
         return bool(self.bits)

@@ -49,7 +49,8 @@ class _Transit:
     """A packet on its way through the boxes.
 
     offload: every box so far would let the kernel answer for the flow; bulk: or asks for nothing but headers and sizes
-    of it; queue_all: one of them must see all of its packets. length: as of the event. messages: the protocols of
+    of it; spare_answers: or does not look at the server's DNS answers; queue_all: one of them must see all of its
+    packets. length: as of the event. messages: the protocols of
     those that each box read off the packet.
     """
 
@@ -60,6 +61,7 @@ class _Transit:
     offload: bool = True
     bulk: bool = True
     queue_all: bool = False
+    spare_answers: bool = True
     changed: bool = False
     held: bool = False
     reason: str = ""
@@ -196,6 +198,7 @@ class Series:
         transit.bulk = transit.bulk and (order.bulk or order.offload)
         transit.offload = transit.offload and order.offload
         transit.queue_all = transit.queue_all or order.queue_all
+        transit.spare_answers = transit.spare_answers and (order.spare_answers or order.offload)
         if order.reason:
             transit.reason = f"{transit.reason}; {order.reason}" if transit.reason else order.reason
         if order.data is not None:
@@ -229,6 +232,7 @@ class Series:
                 transit.reason,
                 bulk=transit.bulk and not transit.offload,
                 queue_all=transit.queue_all,
+                spare_answers=transit.spare_answers and not transit.offload,
             )
         )
 

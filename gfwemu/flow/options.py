@@ -116,10 +116,13 @@ class FragmentOptions:
 
 @dataclass(frozen=True, slots=True)
 class FlowOptions:
-    """Bounds and lifetimes (seconds) of the flow table; the least recently used flow goes first."""
+    """Bounds and lifetimes (seconds) of the flow table; the least recently used flow goes first.
+
+    tcp_opening: until the client's ACK ends the handshake.
+    """
 
     limit: int = 100_000
-    tcp_opening: float = 60.0
+    tcp_opening: float = 480.0
     tcp_established: float = 480.0
     tcp_closing: float = 10.0
     udp: float = 60.0

@@ -134,6 +134,11 @@ class Tcb:
         """Whether any packet may be the one from which the numbers are taken."""
         return bool(self._lock_on)
 
+    @property
+    def may_begin_midway(self) -> bool:
+        """Whether it, or what comes after it, knows the connection from no SYN: then any packet may count."""
+        return self._options.create_on == "any" and (self.torn_down or not self._seen & _SYN_SEEN)
+
     def expected(self, direction: Direction, *, passed: bool) -> int | None:
         """The sequence number that the receiver wants next, where the packet just read reached it (`passed`) or not.
 

@@ -18,6 +18,10 @@ OFFLOAD_BULK = 0x20000000
 QUEUE_ALL = 0x40000000
 """In a verdict's packet mark: from now on every packet of the flow must be queued."""
 
+SPARE_ANSWERS = 0x00100000
+"""Likewise, but for the DNS answers of its server; without QUEUE_ALL: this is still so. No packet's mark tells of a
+generation, whose place it takes."""
+
 ID_ZERO = 0x10000000
 """Packet mark of forged packets whose IP ID shall be 0; a raw socket would fill it in (raw(7))."""
 
@@ -30,7 +34,8 @@ GENERATIONS = 15
 OFFLOAD = OFFLOAD_ACCEPT | OFFLOAD_DROP
 
 FOLLOWED = OFFLOAD
-"""In the connection mark: user space saw the SYN and has decided nothing yet; what the plan spares may pass unseen."""
+"""In the connection mark: user space saw the flow begin and has decided nothing yet; what the plan spares may pass
+unseen."""
 
 CONNECTION_BITS = OFFLOAD | OFFLOAD_BULK | GENERATION
 PACKET_BITS = INJECTED | QUEUED | QUEUE_ALL | OFFLOAD | OFFLOAD_BULK | ID_ZERO | GENERATION

@@ -24,7 +24,15 @@ from netfilterqueue import COPY_NONE, COPY_PACKET, NetfilterQueue
 from netfilterqueue import Packet as QueuedPacket
 
 from gfwemu.errors import CapabilityError
-from gfwemu.kernel.marks import OFFLOAD_ACCEPT, OFFLOAD_BULK, OFFLOAD_DROP, PACKET_BITS, QUEUE_ALL, QUEUED
+from gfwemu.kernel.marks import (
+    OFFLOAD_ACCEPT,
+    OFFLOAD_BULK,
+    OFFLOAD_DROP,
+    PACKET_BITS,
+    QUEUE_ALL,
+    QUEUED,
+    SPARE_ANSWERS,
+)
 from gfwemu.kernel.netlink import SUBSYSTEM_QUEUE, attribute, attributes, kind, message
 from gfwemu.model import Side
 
@@ -261,17 +269,19 @@ class PacketQueue:
         offload: bool = False,
         bulk: bool = False,
         queue_all: bool = False,
+        spare_answers: bool = False,
     ) -> None:
-        """offload: the kernel answers for the flow from now on. bulk: it goes on in the bulk queue. queue_all: all of
-        its packets come to the queue from now on.
+        """offload: the kernel answers for the flow from now on. bulk: it goes on in the bulk queue. queue_all and
+        spare_answers: as in `SetVerdict`.
 
         data: the packet's new bytes. A packet that came cut passes unchanged: they would replace what nobody saw, too.
         """
         packet = self._open.pop(packet_id)
         if bulk is (packet_id < self._bulk.first_id):
             self._leaving = self._queue if bulk else self._bulk
-        if offload or bulk or queue_all:
-            how = OFFLOAD_ACCEPT if offload else OFFLOAD_BULK if bulk else QUEUE_ALL
+        if offload or bulk or queue_all or spare_answers:
+            how = OFFLOAD_ACCEPT if offload else OFFLOAD_BULK if bulk else QUEUE_ALL if queue_all else 0
+            how |= SPARE_ANSWERS if spare_answers else 0
             packet.set_mark(packet.mark & _KEEP_MARK | QUEUED | how)
         if data is not None and packet_id not in self._cut:
             packet.set_payload(data)

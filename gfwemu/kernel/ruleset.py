@@ -24,6 +24,7 @@ from gfwemu.kernel.marks import (
     PACKET_BITS,
     QUEUE_ALL,
     QUEUED,
+    SPARE_ANSWERS,
     connection_mark,
 )
 from gfwemu.rules.needs import OTHER, Ports, merged_spans
@@ -58,6 +59,7 @@ _CHAINS = (
     "followed",
     "followed_to_server",
     "followed_to_client",
+    "followed_answers",
     "rest",
     "settle",
     "settled",
@@ -108,7 +110,7 @@ class Lifetimes:
     udp: float = 60.0
     other: float = 30.0
     limit: int = 100_000
-    tcp_opening: float = 60.0
+    tcp_opening: float = 480.0
 
     @property
     def sample(self) -> float:
@@ -338,7 +340,7 @@ def _between(plan: KernelPlan, generation: int) -> Iterator[str]:
         for offload in (OFFLOAD_ACCEPT, OFFLOAD_DROP):
             marks.append(f"{connection_mark(offload, generation):#x} : goto answered")
         marks.append(f"{connection_mark(OFFLOAD_BULK, generation):#x} : goto bulk")
-    if plan.spared.bare:
+    if plan.spared.bare or plan.spared.answers:
         marks.append(f"{connection_mark(FOLLOWED, generation):#x} : goto followed")
     if marks:
         yield f"ct mark & {CONNECTION_BITS:#x} vmap {{ {', '.join(marks)} }}"
@@ -353,10 +355,21 @@ def _between(plan: KernelPlan, generation: int) -> Iterator[str]:
 
 
 def _followed(plan: KernelPlan) -> dict[str, list[str]]:
-    """TCP flows of which user space saw the SYN."""
+    """TCP flows of which user space saw the SYN, and UDP flows of DNS."""
     spared = plan.spared
+    chains: dict[str, list[str]] = {}
+    first = list(_ANOTHER_FLOW)
+    if spared.answers:
+        first.insert(1, "meta l4proto udp goto followed_answers")
+        chains["followed_answers"] = [
+            "ct direction original goto to_queue",
+            "ct id != @followed_flow goto to_queue",
+            # RFC 1035 section 4.1.1: QR is the first bit behind the ID, which follows the UDP header.
+            "@th,80,8 & 0x80 != 0 accept",
+            "goto to_queue",
+        ]
     if not spared.bare:
-        return {}
+        return chains | {"followed": [*first, "goto to_queue"]} if chains else {}
     bare = (
         "ip hdrlength 5 ip protocol tcp tcp doff . ip length @bare_v4",
         "ip6 nexthdr tcp tcp doff . ip6 length @bare_v6",
@@ -366,9 +379,9 @@ def _followed(plan: KernelPlan) -> dict[str, list[str]]:
     if not spared.handshake:
         to_client.append("tcp flags & syn != 0 goto to_queue")
     to_client += ["accept"] if spared.server_payload else [*(f"{match} accept" for match in bare), "goto to_queue"]
-    return {
+    return chains | {
         "followed": [
-            *_ANOTHER_FLOW,
+            *first,
             "tcp flags & (fin | rst) != 0 goto to_queue",
             "ct direction reply goto followed_to_client",
             "goto followed_to_server",
@@ -376,7 +389,6 @@ def _followed(plan: KernelPlan) -> dict[str, list[str]]:
         "followed_to_client": to_client,
         "followed_to_server": [
             "tcp flags & syn != 0 goto to_queue",
-            # By the first ACK user space knows that the handshake is over.
             "ct id != @followed_client goto to_queue",
             *(f"{match} accept" for match in bare),
             "goto to_queue",
@@ -402,8 +414,9 @@ def _rest(plan: KernelPlan) -> Iterator[str]:
     yield "goto to_queue"
 
 
-def _milliseconds(seconds: float) -> int:
-    return max(1, round(seconds * 1000))
+def _remember(name: str, seconds: float) -> str:
+    """Keeps the connection in the set for so long from now on."""
+    return f"update @{name} {{ ct id timeout {max(1, round(seconds * 1000))}ms }}"
 
 
 def _sampled(lifetimes: Lifetimes) -> Iterator[str]:
@@ -413,13 +426,21 @@ def _sampled(lifetimes: Lifetimes) -> Iterator[str]:
         ("meta l4proto udp", lifetimes.udp / _SAMPLES),
         ("meta l4proto != { tcp, udp }", lifetimes.other / _SAMPLES),
     ):
-        yield f"{match} update @offloaded {{ ct id timeout {_milliseconds(seconds)}ms }}"
+        yield f"{match} {_remember('offloaded', seconds)}"
 
 
 def _settle(plan: KernelPlan, generation: int, lifetimes: Lifetimes) -> Iterator[str]:
     """The last verdict for a flow says whether the kernel answers for it, or parts of it."""
     clear = f"ct mark set ct mark & {_KEEP_CONNECTION:#x}"
+    followed = connection_mark(FOLLOWED, generation)
+    known = f"ct mark & {CONNECTION_BITS:#x} == {followed:#x}"
     yield "ct state related goto settled"
+    if plan.spared.answers:
+        begin, remember = f"{SPARE_ANSWERS | QUEUE_ALL:#x}", _remember("followed_flow", lifetimes.udp / _SAMPLES)
+        spared = f"meta mark & {begin} == {begin} ct direction original"
+        yield f"{spared} {clear} | {followed:#x}"
+        yield f"{spared} {remember} goto settled"
+        yield f"meta mark & {begin} == {SPARE_ANSWERS:#x} {known} {remember} goto settled"
     yield f"meta mark & {QUEUE_ALL:#x} != 0 {clear} goto settled"
     yield f"meta mark & {OFFLOAD_BULK:#x} != 0 {clear} | {connection_mark(OFFLOAD_BULK, generation):#x} goto settled"
     for offload in (OFFLOAD_ACCEPT, OFFLOAD_DROP):
@@ -428,16 +449,15 @@ def _settle(plan: KernelPlan, generation: int, lifetimes: Lifetimes) -> Iterator
         yield f"meta mark & {OFFLOAD:#x} != 0 {line}"
     yield f"meta mark & {OFFLOAD:#x} != 0 goto settled"
     if plan.spared.bare:
-        followed, sample = connection_mark(FOLLOWED, generation), _milliseconds(lifetimes.sample)
-        known = f"ct mark & {CONNECTION_BITS:#x} == {followed:#x}"
+        known = f"meta l4proto tcp {known}"
+        by_client = _remember("followed_client", lifetimes.sample)
         yield f"{_SYN_ONLY} {clear}"
-        # What user space knows of the connection before says nothing of this one.
-        yield f"{_SYN_ONLY} delete @followed_client {{ ct id }}"
+        # What user space knows of the connection before says nothing of this one; by the first ACK it would know that
+        # the handshake is over.
+        yield f"{_SYN_ONLY} {by_client if plan.spared.first_ack else 'delete @followed_client { ct id }'}"
         yield f"{_SYN_ONLY} ct direction original {clear} | {followed:#x}"
-        yield f"{known} update @followed_flow {{ ct id timeout {sample}ms }}"
-        yield (
-            f"{known} ct direction original tcp flags & syn == 0 update @followed_client {{ ct id timeout {sample}ms }}"
-        )
+        yield f"{known} {_remember('followed_flow', lifetimes.sample)}"
+        yield f"{known} ct direction original tcp flags & syn == 0 {by_client}"
         yield f"{known} goto settled"
     yield f"ct mark & {CONNECTION_BITS:#x} != 0 {clear}"
     yield "goto settled"

@@ -84,9 +84,12 @@ def _of_flows(plan: KernelPlan, transport: str) -> str:
     spared = plan.spared
     if transport != "tcp" or not spared.bare:
         return "every packet, until its flow is decided"
-    parts = ["SYN", "FIN", "RST", "the client's payload"]
+    parts = ["SYN"]
     if not spared.handshake:
-        parts.insert(1, "SYN/ACK")
+        parts.append("SYN/ACK")
+    if not spared.first_ack:
+        parts.append("the first ACK")
+    parts += ["FIN", "RST", "the client's payload"]
     if not spared.server_payload:
         parts[-1] = "payload of both ends"
     return f"{', '.join(parts)}, until its flow is decided"
@@ -118,6 +121,8 @@ def _kernel(rules: RuleSet, plan: KernelPlan) -> Iterator[Line]:
         ]
         if sparing:
             yield Line(f"TCP, {' and '.join(sparing)}", "pass: no rule, dissector or knob asks for them")
+    if spared.answers:
+        yield Line("UDP, DNS answers", "pass where no rule that may still fire heeds them")
     if plan.offload and needs is not None and needs.transports:
         yield Line(
             "decided flows",
@@ -147,6 +152,7 @@ def _costs(rules: RuleSet, plan: KernelPlan) -> Iterator[Line]:
         ("every packet of undecided TCP flows", needs.every_packet),
         ("the server's payload of undecided TCP flows", () if needs.every_packet else needs.server_payload),
         ("SYN/ACKs", () if needs.every_packet or needs.server_payload else needs.handshake),
+        ("the client's first ACK", () if needs.every_packet or needs.server_payload else needs.first_ack),
     ):
         if reasons:
             yield Line(title, "is queued", tuple(f"{reason.who} {reason.why}" for reason in _joined(reasons)))

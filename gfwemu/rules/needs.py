@@ -11,9 +11,9 @@ from dataclasses import dataclass, fields
 from itertools import combinations
 from typing import Any, Literal
 
-from gfwemu.flow.options import TcpOptions
+from gfwemu.flow.options import FlowOptions, TcpOptions
 from gfwemu.model import TRANSPORT_NAMES, Transport
-from gfwemu.rules.actions import Delay, Freeze, Redirect, Throttle
+from gfwemu.rules.actions import Blockpage, Delay, Fin, Freeze, Redirect, Reset, Throttle, TlsAlert
 from gfwemu.rules.compiled import CompiledRule, Condition, Fact, RuleSet, Scope
 from gfwemu.rules.fields import UNKNOWN_PROTOCOL, dissector_transports, rule_fields
 from gfwemu.rules.matchers import Numbers
@@ -31,10 +31,13 @@ _SELF_CONTAINED = frozenset(
     {
         *("reassembly", "overlap", "buffer", "inspect", "verify_checksum", "verify_ip_checksum", "data_offset"),
         *("md5_option", "data_without_ack", "no_flags", "odd_flags", "bad_ip_length", "bad_data_offset"),
-        *("seq_before_isn", "out_of_window", "simultaneous_open", "small_segments", "small_segments_when"),
+        *("seq_before_isn", "out_of_window", "simultaneous_open", "small_segments_when"),
     }
 )
-"""Knobs of `tcp:` that look at nothing but SYNs, FINs, resets, the client's payload and its first ACK."""
+"""Knobs of `tcp:` that look at nothing but SYNs, FINs, resets and the client's payload."""
+
+_FORGING = (Reset, Fin, Blockpage, TlsAlert)
+"""Actions whose forged segments go on where a stream has come to."""
 
 _BARE_LENGTHS = range(40, 20 + 40 + 60 + 1)
 """IP lengths of a TCP segment without payload (RFC 791 section 3.1, RFC 9293 section 3.1), IPv6 without extensions."""
@@ -61,13 +64,15 @@ class Needs:
     """transports: by name, those that any rule may concern.
 
     Of TCP flows that are not decided yet, user space always gets SYNs, FINs, resets and the client's payload. The
-    others are the reasons why it must also get every packet, the server's payload, or the SYN/ACK.
+    others are the reasons why it must also get every packet, the server's payload, the SYN/ACK, or the client's ACK
+    that ends the handshake.
     """
 
     transports: Mapping[str, TransportNeed]
     every_packet: tuple[Reason, ...] = ()
     server_payload: tuple[Reason, ...] = ()
     handshake: tuple[Reason, ...] = ()
+    first_ack: tuple[Reason, ...] = ()
 
 
 def find_needs(rules: RuleSet, in_kernel: frozenset[int] = frozenset()) -> Needs:
@@ -78,11 +83,10 @@ def find_needs(rules: RuleSet, in_kernel: frozenset[int] = frozenset()) -> Needs
     every = [*knobs["every"], *_reasons(over_tcp, _why_every_packet)]
     payload = [*knobs["payload"], *server_readers(rules), *_reasons(over_tcp, _why_server_payload)]
     shakes = [*knobs["handshake"], *_reasons(over_tcp, _why_handshake)]
-    return (
-        Needs(_by_transport(asked), tuple(every), tuple(payload), tuple(shakes))
-        if over_tcp
-        else Needs(_by_transport(asked))
-    )
+    if not over_tcp:
+        return Needs(_by_transport(asked))
+    acks = [*_asked_by_lifetimes(rules.options.flows), *knobs["first_ack"]]
+    return Needs(_by_transport(asked), tuple(every), tuple(payload), tuple(shakes), tuple(acks))
 
 
 def united(parts: Sequence[Needs]) -> Needs:
@@ -96,6 +100,7 @@ def united(parts: Sequence[Needs]) -> Needs:
         tuple(dict.fromkeys(reason for part in parts for reason in part.every_packet)),
         tuple(dict.fromkeys(reason for part in parts for reason in part.server_payload)),
         tuple(dict.fromkeys(reason for part in parts for reason in part.handshake)),
+        tuple(dict.fromkeys(reason for part in parts for reason in part.first_ack)),
     )
 
 
@@ -239,12 +244,12 @@ def _reasons(rules: Iterable[CompiledRule], why: Callable[[CompiledRule], str]) 
             yield reason
 
 
-_Ask = Literal["every", "payload", "handshake"]
+_Ask = Literal["every", "payload", "handshake", "first_ack"]
 
 
 def _asked_by_knobs(options: TcpOptions) -> dict[_Ask, list[Reason]]:
     """What the knobs of `tcp:` ask for beyond what user space always gets."""
-    found: dict[_Ask, list[Reason]] = {"every": [], "payload": [], "handshake": []}
+    found: dict[_Ask, list[Reason]] = {"every": [], "payload": [], "handshake": [], "first_ack": []}
     standard = TcpOptions()
     for knob in fields(options):
         value = getattr(options, knob.name)
@@ -254,16 +259,27 @@ def _asked_by_knobs(options: TcpOptions) -> dict[_Ask, list[Reason]]:
     return found
 
 
+def _asked_by_lifetimes(options: FlowOptions) -> Iterator[Reason]:
+    if options.tcp_opening != options.tcp_established:
+        yield Reason("flows.tcp_opening", "the end of the handshake changes how long a flow is remembered")
+
+
 def _asked_by(knob: str, value: Any) -> Iterator[tuple[_Ask, str]]:
+    ends = "it asks whether the handshake is over"
     match knob:
         case "create_on":
             yield "handshake", "a SYN/ACK makes this censor follow a connection"
         case "handshake":
             if value == "full":
                 yield "handshake", "payload is read only after a SYN/ACK"
+                yield "first_ack", "payload is read only after the handshake"
+        case "small_segments":
+            yield "first_ack", ends
         case "teardown":
-            if isinstance(value, Mapping) and any(one.sequence != "any" for one in value.values()):
+            if any(one.sequence != "any" for one in value.values()):
                 yield "payload", "resets and FINs are held against the server's sequence numbers"
+            if any(one.when in ("opening", "established") for one in value.values()):
+                yield "first_ack", ends
         case "on_overflow" | "hole_lifetime":
             yield "payload", "a hole in what the server says ends the memory, too"
         case "resync":
@@ -272,6 +288,8 @@ def _asked_by(knob: str, value: Any) -> Iterator[tuple[_Ask, str]]:
                 yield "handshake", "a SYN/ACK may make this censor resynchronise"
             if any("payload" in trigger for trigger in value):
                 yield "payload", "the server's payload may make this censor resynchronise"
+            if any("payload" in trigger or trigger.startswith("rst") for trigger in value):
+                yield "first_ack", ends
         case _:
             yield "every", "it may look at any packet"
 
@@ -302,6 +320,8 @@ def _why_server_payload(rule: CompiledRule) -> str:
     flags = [condition for condition in rule.conditions if condition.field == "tcp.flags"]
     if rule.scope is Scope.PACKET and _holds_towards_client(rule) and all(map(_holds_bare, flags)):
         return "matches packets of the server"
+    if rule.scope is Scope.PACKET and _holds_towards_client(rule) and isinstance(rule.action, _FORGING):
+        return "may forge what follows a packet of the server"
     return ""
 
 

@@ -49,15 +49,18 @@ class Unseen:
 
 @dataclass(frozen=True, slots=True)
 class Spared:
-    """Packets of undecided TCP flows that pass unseen, once user space saw the SYN.
+    """Packets of undecided flows that pass unseen.
 
-    bare: without payload, SYN, FIN and RST, but for one of the client now and then, by which the flow stays remembered.
-    server_payload and handshake (the SYN/ACK) only beside `bare`.
+    bare: of TCP flows whose SYN user space saw, those without payload, SYN, FIN and RST, but for one of the client now
+    and then, by which the flow stays remembered. server_payload, handshake (the SYN/ACK) and first_ack (the client's,
+    behind it) only beside `bare`. answers: DNS answers over UDP where a verdict says so (`SetVerdict.spare_answers`).
     """
 
     bare: bool = False
     server_payload: bool = False
     handshake: bool = False
+    first_ack: bool = False
+    answers: bool = False
 
 
 @dataclass(frozen=True, slots=True)
@@ -151,7 +154,7 @@ def compile_plan(rules: RuleSet) -> KernelPlan:
         track_fragments=all(rule.index in decided for rule in rules.rules),
         spread=spread_of(rules)[0],
         unseen=tuple(_unseen(needs)),
-        spared=_spared(needs),
+        spared=_spared(needs, rules),
         needs=needs,
     )
 
@@ -165,12 +168,18 @@ def _unseen(needs: Needs) -> Iterator[Unseen]:
             yield Unseen(name, need.ports)
 
 
-def _spared(needs: Needs) -> Spared:
+def _spared(needs: Needs, rules: RuleSet) -> Spared:
+    answers = "udp" in needs.transports and "dns" in rules.dissectors
     if needs.every_packet or "tcp" not in needs.transports:
-        return Spared()
-    # Where the server is read, its SYN/ACK says where its stream begins.
-    handshake = not (needs.handshake or needs.server_payload)
-    return Spared(bare=True, server_payload=not needs.server_payload, handshake=handshake)
+        return Spared(answers=answers)
+    return Spared(
+        bare=True,
+        server_payload=not needs.server_payload,
+        # Where the server is read, its SYN/ACK says where its stream begins.
+        handshake=not (needs.handshake or needs.server_payload),
+        first_ack=not needs.first_ack,
+        answers=answers,
+    )
 
 
 def _verdict(rule: CompiledRule) -> Literal["accept", "drop", "reset", "icmp_unreachable"] | None:

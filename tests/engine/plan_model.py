@@ -79,6 +79,9 @@ class PlanModel(KernelModel):
             return None
         if known is not None and known.mark in ("accept", "drop"):
             return self._answered(packet, known)
+        if known is not None and known.mark == "answers":
+            spared = not to_server and known.flow_until > self._now and packet.payload[2:3] >= b"\x80"
+            return Verdict.ACCEPT if spared else None
         if known is not None and known.mark == "followed":
             return self._followed(packet, known, to_server, plan)
         for rule in plan.rules:
@@ -147,17 +150,23 @@ class PlanModel(KernelModel):
             # The kernel forgets a connection whose first packet it drops.
             return
         known = self._track(packet)
-        if command.queue_all:
+        original = known.opener == (packet.src, packet.sport)
+        if command.spare_answers and self._plan.spared.answers:
+            assert packet.proto == 17
+            assert through
+            if command.queue_all:
+                known.mark = "answers" if original else ""
+            known.flow_until = self._now + self._sample(packet)
+        elif command.queue_all:
             known.mark = ""
         elif command.offload:
             known.mark, known.answered_until = command.verdict.value, self._now + self._sample(packet)
         elif not through:
             return
         else:
-            original = known.opener == (packet.src, packet.sport)
             if _begins(packet):
                 known.mark = "followed" if self._plan.spared.bare and original else ""
-                known.client_until = 0.0
+                known.client_until = self._now + self._sample(packet) if self._plan.spared.first_ack else 0.0
             elif known.mark != "followed":
                 known.mark = ""
             known.flow_until = self._now + self._sample(packet)

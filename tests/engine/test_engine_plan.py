@@ -17,7 +17,7 @@ from gfwemu.flow.options import FlowOptions, Resync, TcpOptions, Teardown
 from gfwemu.model import FiveTuple, Side, Verdict, address_bytes
 from gfwemu.rules.compiled import CompiledRule, RuleSet
 from gfwemu.rules.fields import rule_fields
-from gfwemu.rules.matchers import ExactSet, Numbers, parse_interval
+from gfwemu.rules.matchers import ExactSet, Flag, Numbers, parse_interval
 from gfwemu.rules.networks import NetworkSet
 from gfwemu.rules.plan import compile_plan
 from gfwemu.wire.build import build_icmp_unreachable, build_ip, build_tcp, build_udp
@@ -27,11 +27,13 @@ from gfwemu.wire.parse import parse_packet
 
 BLOCKED, ALLOWED = client_hello("www.blocked.example"), client_hello("www.allowed.example")
 REQUEST = b"GET /%s HTTP/1.1\r\nHost: www.blocked.example\r\n\r\n"
+ANSWER = dns_query("b.example").replace(b"\x01\x00", b"\x81\x80", 1)
 WORDS = [
     *(BLOCKED, ALLOWED, BLOCKED[:90], BLOCKED[90:]),
     *(REQUEST % b"", REQUEST % b"news", REQUEST[:20], b"forbidden", b"x", b"y" * 700),
-    *(dns_query("b.example"), dns_query("c.example")),
+    *(dns_query("b.example"), dns_query("c.example"), ANSWER),
 ]
+TALK_OF_NAMES = [dns_query("b.example"), dns_query("c.example"), ANSWER, ANSWER]
 
 
 def networks(*texts: str) -> NetworkSet:
@@ -68,8 +70,10 @@ CONTENTS: list[dict[str, Any]] = [
     {"payload.contains": Holds(b"forbidden"), "direction": texts("to_server")},
     {"payload.number": numbers(">=3"), "direction": texts("to_server")},
     {"dns.qname": texts("b.example"), "transport": texts("udp")},
+    {"dns.qname": texts("b.example"), "transport": texts("udp"), "dns.response": Flag(False)},
     # What asks for more than the client's payload:
     {"dns.qname": texts("b.example")},
+    {"dns.response": Flag(True)},
     {"protocol": texts("unknown")},
     {"payload.contains": Holds(b"forbidden")},
     {"payload.contains": Holds(b"forbidden"), "direction": texts("to_client")},
@@ -82,7 +86,7 @@ CONTENTS: list[dict[str, Any]] = [
     {"tls.sni": texts("www.allowed.example"), "count.packets": numbers(">=6")},
     {"count.bytes.to_client": numbers(">800")},
 ]
-_LOUD_CONTENTS = 12
+_LOUD_CONTENTS = 13
 DEEDS: list[tuple[str, dict[str, Any]]] = [
     ("pass", {}),
     *[("drop", {})] * 3,
@@ -290,7 +294,7 @@ Step = tuple[int, str, bytes, float]
 def steps_of(rng: random.Random) -> list[Step]:
     talks = rng.choices(range(len(PAIRS)), k=rng.randint(1, 4))
     waits = rng.choice([[0.0], [0.0, 0.0, 0.0, 0.1, 1.0], [0.0, 0.0, 0.1, 1.0, 100.0, 100.0, 1000.0]])
-    words = rng.choices(WORDS, k=4)
+    words = rng.choice([rng.choices(WORDS, k=4), rng.choices(WORDS, k=4), TALK_OF_NAMES])
     return [
         (rng.choice(talks), rng.choice(KINDS), rng.choice(words), rng.choice(waits)) for _ in range(rng.randint(5, 50))
     ]

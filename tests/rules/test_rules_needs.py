@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from dataclasses import replace
 from pathlib import Path
 
 import pytest
@@ -9,8 +10,11 @@ from rule_files import load_text
 
 from gfwemu.rules.plan import KernelPlan, Spared, Unseen, compile_plan
 
-ALL = Spared(bare=True, server_payload=True, handshake=True)
-BOTH_ENDS = Spared(bare=True, server_payload=False, handshake=False)
+ALL = Spared(True, True, True, True)
+BOTH_ENDS = Spared(True, False, False, True)
+BOTH_ENDS_AND_DNS = replace(BOTH_ENDS, answers=True)
+NO_SYNACK = replace(ALL, handshake=False)
+NO_FIRST_ACK = replace(ALL, first_ack=False)
 NOTHING = Spared()
 
 
@@ -28,12 +32,13 @@ def plan_of(directory: Path, *rules: str, engine: str = "{}") -> KernelPlan:
         ("match: {tls.sni: a.example}, action: freeze, with: {packets: 9, payload_only: true}", ALL, ""),
         ("match: {payload.contains: x, direction: to_server, transport: tcp}, action: drop", ALL, ""),
         ("match: {tcp.flags: [R, RA]}, action: drop", ALL, ""),
-        ("match: {tcp.flags: SA, direction: to_client}, action: drop", Spared(True, True, False), "matches a SYN/ACK"),
+        ("match: {tcp.flags: [R, RA]}, action: reset", BOTH_ENDS, "may forge what follows a packet of the server"),
+        ("match: {tcp.flags: SA, direction: to_client}, action: drop", NO_SYNACK, "matches a SYN/ACK"),
         ("match: {tcp.flags: A}, action: drop", NOTHING, "matches packets without payload"),
         ("match: {packet.length: '>1200'}, action: drop", BOTH_ENDS, "matches packets of the server"),
         ("match: {packet.length: '>50'}, action: drop", NOTHING, "matches packets without payload"),
         ("match: {payload.contains: x}, action: drop", BOTH_ENDS, "matches packets of the server"),
-        ("match: {dns.qname: a.example}, action: drop", BOTH_ENDS, "dns is read in both directions"),
+        ("match: {dns.qname: a.example}, action: drop", BOTH_ENDS_AND_DNS, "dns is read in both directions"),
         ("match: {protocol: openvpn}, action: drop", BOTH_ENDS, "openvpn is read in both directions"),
         (
             "match: {count.packets: '>9', tls.sni: a.example}, action: drop",
@@ -60,17 +65,21 @@ def test_what_passes_unseen_and_who_forbids_it(tmp_path: Path, rule: str, spared
     ("knobs", "spared", "who"),
     [
         ("{teardown: [rst], overlap: last, verify_checksum: true}", ALL, ""),
-        ("{create_on: synack}", Spared(True, True, False), "tcp.create_on"),
+        ("{create_on: synack}", NO_SYNACK, "tcp.create_on"),
         ("{established_by: valid_ack}", NOTHING, "tcp.established_by"),
         ("{hole_lifetime: 60m-90m}", BOTH_ENDS, "tcp.hole_lifetime"),
-        ("{resync: {multiple_synack: {}}}", Spared(True, True, False), "tcp.resync"),
+        ("{resync: {multiple_synack: {}}}", NO_SYNACK, "tcp.resync"),
         ("{resync: {multiple_syn: {}}}", ALL, ""),
+        ("{resync: {rst_before_established: {}}}", NO_FIRST_ACK, "tcp.resync"),
+        ("{teardown: {rst: {when: opening}}}", NO_FIRST_ACK, "tcp.teardown"),
+        ("{small_segments: 9}", NO_FIRST_ACK, "tcp.small_segments"),
+        ("{handshake: full}", Spared(True, True, False, False), "tcp.handshake"),
     ],
 )
 def test_knobs_ask_for_packets(tmp_path: Path, knobs: str, spared: Spared, who: str) -> None:
     plan = plan_of(tmp_path, "match: {tls.sni: a.example}, action: drop", engine=f"{{tcp: {knobs}}}")
     assert plan.needs is not None
-    reasons = [*plan.needs.every_packet, *plan.needs.handshake, *plan.needs.server_payload]
+    reasons = [*plan.needs.every_packet, *plan.needs.handshake, *plan.needs.server_payload, *plan.needs.first_ack]
     assert {reason.who for reason in reasons} == ({who} if who else set())
     assert plan.spared == spared
 
