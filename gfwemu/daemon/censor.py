@@ -34,6 +34,10 @@ _FULL_COLLECTION = 60
 """Heartbeats between two full collections, at least."""
 
 
+# A member of an enumeration is slow to reach, and there are many packets.
+_ACCEPT = Verdict.ACCEPT
+
+
 class Censor:
     """One queue, one engine, one injector. `loop` decides packets until `stop` is called."""
 
@@ -80,26 +84,27 @@ class Censor:
     def loop(self, fd: int, called: Callable[[], None], beat: Callable[[float], None], interval: float) -> None:
         """Until `stop`. `called` when there is something to read from `fd`, `beat` at every interval (seconds)."""
         queue = self._queue
-        queue_fds = queue.filenos()
-        next_beat = clock() + interval
+        queue_fd, bulk_fd = queue.filenos()
+        fds = [queue_fd, bulk_fd, fd]
+        now = clock()
+        next_beat = now + interval
         while not self._stop:
             due = next_beat if self._timer_at is None else min(next_beat, self._timer_at)
-            # select rather than epoll: its timeout counts microseconds, and forged packets leave on time.
-            wait = 0.0 if queue.backlog else max(0.0, due - clock())
             prober_fds = [] if self._prober is None else [self._prober.fileno()]
-            ready, _, _ = select.select([*queue_fds, fd, *prober_fds], [], [], wait)
+            # select rather than epoll: its timeout counts microseconds, and forged packets leave on time.
+            wait = 0.0 if queue.backlog else max(0.0, due - now)
+            ready, _, _ = select.select(fds + prober_fds, [], [], wait)
             if fd in ready:
                 called()
-                ready.remove(fd)
             for prober_fd in prober_fds:
                 if prober_fd in ready:
-                    ready.remove(prober_fd)
                     self._probed()
-            count = queue.read(_BATCH) if ready or queue.backlog else 0
+            bulk = bulk_fd in ready
+            count = queue.read(_BATCH, bulk=bulk) if bulk or queue_fd in ready or queue.backlog else 0
             self._packets += count
             if count < _BATCH:
                 # Who sees what became of a packet finds it in the log.
-                self.output(self._outputs.flush)
+                self._let_out()
             queue.flush()
             now = clock()
             if now >= next_beat:
@@ -109,8 +114,8 @@ class Censor:
                 self._collect_garbage()
             if self._timer_at is not None and now >= self._timer_at:
                 self._timer_at = None
-                self._perform(self._decide(TimerFired(now), None), now)
-                self.output(self._outputs.flush)
+                self._perform(self._decide(TimerFired(now)), now)
+                self._let_out()
                 queue.flush()
 
     def stop(self) -> None:
@@ -123,7 +128,7 @@ class Censor:
         self._rules = rules
         self._engine = self._widened(self._engine, rules)
         self._prober = self._prober or self._new_prober(rules)
-        self._perform(self._decide(RulesReplaced(rules, now), None), now)
+        self._perform(self._decide(RulesReplaced(rules, now)), now)
         self._queue.flush()
 
     def drain(self) -> None:
@@ -131,7 +136,7 @@ class Censor:
         while self._queue.read(_BATCH):
             pass
         now = clock()
-        self._perform(self._decide(Stopping(now), None), now)
+        self._perform(self._decide(Stopping(now)), now)
         for packet_id in self._queue.open_packets():
             self._apply_on_error(packet_id)
         self._queue.flush()
@@ -179,24 +184,27 @@ class Censor:
         now = clock()
         if self._outputs.takes_all:
             self._waiting[packet_id] = (data, came_from)
-        event = PacketArrived(packet_id, data, now, came_from, None, length)
-        held = self._perform(self._decide(event, packet_id), now)
-        if packet_id not in held and self._queue.is_open(packet_id):
+        # Here and in `_decide` a bug in deciding is caught. No packet is lost to it: `on_error` is applied.
+        try:
+            commands = self._engine.handle(PacketArrived(packet_id, data, now, came_from, None, length))
+        except Exception:
+            self._fault(now, traceback.format_exc())
+        else:
+            held = self._perform(commands, now)
+            if packet_id in held or not self._queue.is_open(packet_id):
+                return
             self._fault(now, "the engine gave no verdict")
-            self._apply_on_error(packet_id)
+        self._apply_on_error(packet_id)
 
-    def _decide(self, event: Event, packet_id: int | None) -> list[Command]:
-        """The one place where a bug in deciding is caught. No packet is lost to it: `on_error` is applied."""
+    def _decide(self, event: Event) -> list[Command]:
+        """What is to be done about anything but a packet."""
         try:
             return self._engine.handle(event)
         except Exception:
             self._fault(event.now, traceback.format_exc())
-            if packet_id is not None:
-                self._apply_on_error(packet_id)
-            else:
-                # A timer that failed may have been what held packets were waiting for.
-                for held in self._queue.open_packets():
-                    self._apply_on_error(held)
+            # A timer that failed may have been what held packets were waiting for.
+            for held in self._queue.open_packets():
+                self._apply_on_error(held)
             return []
 
     def _perform(self, commands: Iterable[Command], now: float) -> tuple[int, ...]:
@@ -206,24 +214,21 @@ class Censor:
         tells = self._outputs.takes_all
         for command in commands:
             if isinstance(command, SetVerdict):
-                # A packet on which the engine failed has its verdict already.
-                if queue.is_open(command.packet_id):
-                    if command.verdict is Verdict.ACCEPT:
-                        queue.accept(
-                            command.packet_id,
-                            command.data,
-                            offload=command.offload,
-                            bulk=command.bulk,
-                            queue_all=command.queue_all,
-                            spare_answers=command.spare_answers,
-                        )
-                    else:
-                        queue.drop(command.packet_id, offload=command.offload, queue_all=command.queue_all)
+                if command.verdict is _ACCEPT:
+                    queue.accept(
+                        command.packet_id,
+                        command.data,
+                        offload=command.offload,
+                        bulk=command.bulk,
+                        queue_all=command.queue_all,
+                    )
+                else:
+                    queue.drop(command.packet_id, offload=command.offload, queue_all=command.queue_all)
             elif isinstance(command, Report):
                 self.output(self._outputs.commanded, command, now, b"", None)
             elif isinstance(command, Inject):
                 # What was accepted before leaves before, and who sees what was injected finds it in the log.
-                self.output(self._outputs.flush)
+                self._let_out()
                 queue.flush()
                 self._injector.send(command.data)
             elif isinstance(command, SetTimer):
@@ -237,6 +242,12 @@ class Censor:
             if tells:
                 self._tell(command, now)
         return held
+
+    def _let_out(self) -> None:
+        """Nothing that was told waits any more for being written."""
+        if self.output.used:
+            self.output(self._outputs.flush)
+            self.output.used = False
 
     def _tell(self, command: Command, now: float) -> None:
         data, came_from = b"", None
@@ -268,7 +279,7 @@ class Censor:
         for text in said:
             say(text)
         for event in finished:
-            self._perform(self._decide(event, None), now)
+            self._perform(self._decide(event), now)
         if prober.broken:
             say("the prober's process ended: no more probes are sent until the rules are loaded anew")
             prober.close()
@@ -289,8 +300,11 @@ class Outlet:
 
     def __init__(self) -> None:
         self._broken = False
+        self.used = False
+        """Whether anything was told since somebody set this to False."""
 
     def __call__(self, method: Callable[..., None], *arguments: object) -> None:
+        self.used = True
         if self._broken:
             return
         try:

@@ -24,15 +24,7 @@ from netfilterqueue import COPY_NONE, COPY_PACKET, NetfilterQueue
 from netfilterqueue import Packet as QueuedPacket
 
 from gfwemu.errors import CapabilityError
-from gfwemu.kernel.marks import (
-    OFFLOAD_ACCEPT,
-    OFFLOAD_BULK,
-    OFFLOAD_DROP,
-    PACKET_BITS,
-    QUEUE_ALL,
-    QUEUED,
-    SPARE_ANSWERS,
-)
+from gfwemu.kernel.marks import OFFLOAD_ACCEPT, OFFLOAD_BULK, OFFLOAD_DROP, PACKET_BITS, QUEUE_ALL, QUEUED
 from gfwemu.kernel.netlink import SUBSYSTEM_QUEUE, attribute, attributes, kind, message
 from gfwemu.model import Side
 
@@ -40,7 +32,9 @@ Receive = Callable[[int, bytes, "Side | None", int], None]
 """Called with the packet's number, its bytes, where it came from, and its true length (the bytes may be cut)."""
 
 # <linux/netfilter/nfnetlink_queue.h>
-_CONFIG = 2
+_CONFIG, _VERDICT_BATCH = 2, 3
+_NF_ACCEPT = 1
+_VERDICT_HEADER, _MARK = 2, 3
 _CFG_PARAMS, _CFG_LENGTH, _CFG_MASK, _CFG_FLAGS = 2, 3, 4, 5
 _FLAG_FAIL_OPEN, _FLAG_GSO = 1, 4
 _ATTR_TRUE_LENGTH = 13
@@ -64,6 +58,10 @@ _BUFFER = 0xFFFF + 1024
 
 _FETCH = 64
 """Messages that are fetched from a socket at once."""
+
+_ALONE = 4
+"""So many packets came alone before a fetch looks for a second one: the answer that there is none is an exception,
+which costs a packet that comes alone as much as its own fetch."""
 
 _TURN = 16
 """Packets that are decided before more are fetched and their verdicts are given."""
@@ -174,11 +172,16 @@ class PacketQueue:
         """The packets that have no verdict yet."""
         self._cut: set[int] = set()
         """Those of them whose bytes did not come all."""
-        self._verdicts: list[Callable[[], None]] = []
+        self._verdicts: list[Callable[[], None] | tuple[_Bound, int, int]] = []
+        """In their order; as a tuple, for all packets of that queue that are still in the kernel, up to that number:
+        they pass, with that mark (0: their own)."""
+        self._joinable: tuple[_Bound, int] | None = None
+        """Queue and mark with which a packet may join the last of the verdicts."""
         self._arrived: deque[tuple[_Bound, bytes]] = deque()
         self._leaving: _Bound | None = None
         self._moved_from: _Bound | None = None
         self._left_behind = 0
+        self._alone = 0
         self._turn = 0
         self._message = b""
         self._view = memoryview(bytearray(_BUFFER))
@@ -200,15 +203,19 @@ class PacketQueue:
         self._queue.configure(options)
         self._bulk.configure(options)
 
-    def read(self, limit: int) -> int:
+    def read(self, limit: int, *, bulk: bool = True) -> int:
         """Hands over what waits, at most `limit` packets. Returns how many. What `receive` raises comes out here.
 
         The verdicts of the last of them wait for `flush`: the caller may have something to do that shall come before.
+        bulk False: nothing waits in the bulk queue; then something may go on waiting in the other one, too.
         """
         waiting = self._arrived
         count = 0
         while True:
-            self._fetch_both()
+            if bulk or self._moved_from is not None:
+                self._fetch_both()
+            else:
+                self._fetch_some()
             if not waiting:
                 return count
             self.flush()
@@ -244,11 +251,16 @@ class PacketQueue:
         self._fetch(self._queue)
         self._fetch(self._bulk)
 
-    def _fetch(self, queue: _Bound) -> bool:
+    def _fetch_some(self) -> None:
+        """One packet where one at a time comes, soon as many as there are where more do."""
+        most = min(_FETCH, 1 + self._alone // _ALONE)
+        self._alone = 0 if self._fetch(self._queue, most) else self._alone + most
+
+    def _fetch(self, queue: _Bound, most: int = _FETCH) -> bool:
         """Makes room on the socket, whose buffer holds no hundred packets where a user may not enlarge it. True where
         nothing waits there any more."""
         receive_into, view, arrived = queue.socket.recv_into, self._view, self._arrived
-        for _ in range(min(_FETCH, self._room - len(arrived))):
+        for _ in range(min(most, self._room - len(arrived))):
             try:
                 size = receive_into(view, 0, socket.MSG_DONTWAIT)
             except BlockingIOError:
@@ -269,28 +281,44 @@ class PacketQueue:
         offload: bool = False,
         bulk: bool = False,
         queue_all: bool = False,
-        spare_answers: bool = False,
     ) -> None:
-        """offload: the kernel answers for the flow from now on. bulk: it goes on in the bulk queue. queue_all and
-        spare_answers: as in `SetVerdict`.
+        """Lets a packet go, unless it has its verdict already.
+
+        offload: the kernel answers for the flow from now on. bulk: it goes on in the bulk queue. queue_all: all of its
+        packets come to the queue from now on.
 
         data: the packet's new bytes. A packet that came cut passes unchanged: they would replace what nobody saw, too.
         """
-        packet = self._open.pop(packet_id)
-        if bulk is (packet_id < self._bulk.first_id):
-            self._leaving = self._queue if bulk else self._bulk
-        if offload or bulk or queue_all or spare_answers:
-            how = OFFLOAD_ACCEPT if offload else OFFLOAD_BULK if bulk else QUEUE_ALL if queue_all else 0
-            how |= SPARE_ANSWERS if spare_answers else 0
-            packet.set_mark(packet.mark & _KEEP_MARK | QUEUED | how)
-        if data is not None and packet_id not in self._cut:
+        packet = self._open.pop(packet_id, None)
+        if packet is None:
+            return
+        queue = self._queue if packet_id < _BULK_ID else self._bulk
+        if bulk is (queue is self._queue):
+            self._leaving = queue
+        mark = 0
+        if offload or bulk or queue_all:
+            how = OFFLOAD_ACCEPT if offload else OFFLOAD_BULK if bulk else QUEUE_ALL
+            mark = packet.mark & _KEEP_MARK | QUEUED | how
+            packet.set_mark(mark)
+        # While one is held, the others pass one by one: a number stands for all before it, too.
+        joins = (queue, mark) if not self._open else None
+        if packet_id in self._cut:
+            self._cut.remove(packet_id)
+        elif data is not None:
             packet.set_payload(data)
-        self._cut.discard(packet_id)
-        self._verdicts.append(packet.accept)
+            joins = None
+        if joins is not None and joins == self._joinable:
+            self._verdicts[-1] = queue, packet_id, mark
+        else:
+            self._joinable = joins
+            self._verdicts.append(packet.accept)
 
     def drop(self, packet_id: int, *, offload: bool = False, queue_all: bool = False) -> None:
-        """With `offload` or `queue_all` the table's later chain drops the packet, after it kept the mark."""
-        packet = self._open.pop(packet_id)
+        """Likewise. With `offload` or `queue_all` the table's later chain drops the packet, after it kept the mark."""
+        packet = self._open.pop(packet_id, None)
+        if packet is None:
+            return
+        self._joinable = None
         self._cut.discard(packet_id)
         if offload or queue_all:
             packet.set_mark(packet.mark & _KEEP_MARK | QUEUED | OFFLOAD_DROP | (0 if offload else QUEUE_ALL))
@@ -302,9 +330,12 @@ class PacketQueue:
         """Gives the verdicts that wait, in the order in which they were decided."""
         verdicts = self._verdicts
         if verdicts:
-            self._verdicts = []
-            for give in verdicts:
-                give()
+            self._verdicts, self._joinable = [], None
+            for verdict in verdicts:
+                if isinstance(verdict, tuple):
+                    _accept_up_to(*verdict)
+                else:
+                    verdict()
         if self._leaving is not None:
             # No more packets than a queue holds can have come before those that go to the other one from now on.
             self._moved_from, self._left_behind, self._leaving = self._leaving, self._room, None
@@ -357,6 +388,13 @@ class PacketQueue:
                 self._sides[socket.if_nametoindex(name)] = side
             except OSError:
                 continue
+
+
+def _accept_up_to(queue: _Bound, packet_id: int, mark: int) -> None:
+    """One message for many packets."""
+    header = _U32.pack(_NF_ACCEPT) + _U32.pack(packet_id - queue.first_id)
+    members = attribute(_VERDICT_HEADER, header), attribute(_MARK, _U32.pack(mark)) if mark else b""
+    queue.socket.send(message(kind(SUBSYSTEM_QUEUE, _VERDICT_BATCH), 0, 0, queue.number, *members))
 
 
 def bulk_queue(number: int) -> int:

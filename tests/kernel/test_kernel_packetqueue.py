@@ -3,10 +3,12 @@
 from __future__ import annotations
 
 import gc
+import random
 import select
 import socket
 import time
 from collections.abc import Callable
+from pathlib import Path
 
 import pytest
 from kernel_net import INSIDE, OUTSIDE, SERVER4, SmallNet, in_namespaces, run, wait_until
@@ -228,3 +230,81 @@ def test_no_more_is_read_than_asked_for_and_what_was_fetched_is_told(net: SmallN
     bench.serve(76)
     assert bench.queue.backlog == 0
     bench.queue.close()
+
+
+@in_namespaces
+def test_each_packet_has_the_verdict_that_was_meant_for_it_among_others(net: SmallNet) -> None:
+    chooser = random.Random(1)
+    expected: dict[int, list[int]] = {NORMAL_PORT: [], BULK_PORT: []}
+    holding = False
+
+    def answer(queue: PacketQueue, packet_id: int) -> None:
+        if not (holding and chooser.random() < 0.1):
+            decide(queue, packet_id)
+
+    def decide(queue: PacketQueue, packet_id: int) -> None:
+        data = next(data for number, data, _ in reversed(bench.seen) if number == packet_id)
+        if chooser.random() < 0.1:
+            queue.drop(packet_id)
+            return
+        text = data[28:]
+        expected[int.from_bytes(data[22:24], "big")].append(int(text))
+        kind = chooser.randrange(12)
+        queue.accept(packet_id, data if kind == 0 else None, queue_all=kind in (1, 2), bulk=kind == 3)
+
+    bench = _Bench(net, answer)
+    sent = 0
+    for turn in range(42):
+        holding = turn % 3 == 0
+        count = chooser.randrange(1, 40)
+        for _ in range(count):
+            bench.send(b"%d" % sent, chooser.choice((NORMAL_PORT, NORMAL_PORT, BULK_PORT)))
+            sent += 1
+        bench.serve(count)
+        if turn % 6 == 5:
+            for packet_id in bench.queue.open_packets():
+                decide(bench.queue, packet_id)
+            bench.queue.flush()
+        for port, sink in bench.sinks.items():
+            assert [int(sink.recv(9)) for _ in expected[port]] == expected[port]
+            assert not select.select([sink], [], [], 0)[0]
+            expected[port].clear()
+    assert bench.queue.open_packets() == ()
+    assert _waiting() == 0
+    bench.queue.close()
+
+
+@in_namespaces
+def test_what_is_held_waits_though_later_packets_pass(net: SmallNet) -> None:
+    bench = _Bench(net, lambda queue, packet_id: queue.accept(packet_id) if packet_id != 4 else None)
+    for number in range(1, 11):
+        bench.send(b"%d" % number)
+    bench.serve(10)
+    assert [int(bench.sinks[NORMAL_PORT].recv(9)) for _ in range(9)] == [1, 2, 3, 5, 6, 7, 8, 9, 10]
+    assert _waiting() == 1
+    bench.queue.accept(4)
+    bench.queue.flush()
+    assert bench.sinks[NORMAL_PORT].recv(9) == b"4"
+    bench.queue.close()
+
+
+@in_namespaces
+def test_where_packets_come_alone_none_waits_for_another(net: SmallNet) -> None:
+    bench = _Bench(net, lambda queue, packet_id: queue.accept(packet_id))
+    normal, _ = bench.queue.filenos()
+    for count in (1, 1, 1, 1, 1, 1, 30, 1, 1, 5):
+        for number in range(count):
+            bench.send(b"%d" % number)
+        for number in range(count):
+            while not select.select([bench.sinks[NORMAL_PORT]], [], [], 0)[0]:
+                assert bench.queue.backlog or select.select([normal], [], [], 3)[0] == [normal]
+                assert bench.queue.read(64, bulk=False)
+                bench.queue.flush()
+            assert int(bench.sinks[NORMAL_PORT].recv(9)) == number
+    assert _waiting() == 0
+    bench.queue.close()
+
+
+def _waiting() -> int:
+    """Packets without a verdict, of both queues."""
+    return sum(int(line.split()[2]) for line in Path("/proc/net/netfilter/nfnetlink_queue").read_text().splitlines())
