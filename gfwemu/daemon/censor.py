@@ -221,6 +221,7 @@ class Censor:
                         offload=command.offload,
                         bulk=command.bulk,
                         queue_all=command.queue_all,
+                        spare_answers=command.spare_answers,
                     )
                 else:
                     queue.drop(command.packet_id, offload=command.offload, queue_all=command.queue_all)

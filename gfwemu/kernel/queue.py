@@ -24,7 +24,15 @@ from netfilterqueue import COPY_NONE, COPY_PACKET, NetfilterQueue
 from netfilterqueue import Packet as QueuedPacket
 
 from gfwemu.errors import CapabilityError
-from gfwemu.kernel.marks import OFFLOAD_ACCEPT, OFFLOAD_BULK, OFFLOAD_DROP, PACKET_BITS, QUEUE_ALL, QUEUED
+from gfwemu.kernel.marks import (
+    OFFLOAD_ACCEPT,
+    OFFLOAD_BULK,
+    OFFLOAD_DROP,
+    PACKET_BITS,
+    QUEUE_ALL,
+    QUEUED,
+    SPARE_ANSWERS,
+)
 from gfwemu.kernel.netlink import SUBSYSTEM_QUEUE, attribute, attributes, kind, message
 from gfwemu.model import Side
 
@@ -281,11 +289,12 @@ class PacketQueue:
         offload: bool = False,
         bulk: bool = False,
         queue_all: bool = False,
+        spare_answers: bool = False,
     ) -> None:
         """Lets a packet go, unless it has its verdict already.
 
-        offload: the kernel answers for the flow from now on. bulk: it goes on in the bulk queue. queue_all: all of its
-        packets come to the queue from now on.
+        offload: the kernel answers for the flow from now on. bulk: it goes on in the bulk queue. queue_all and
+        spare_answers: as in `SetVerdict`.
 
         data: the packet's new bytes. A packet that came cut passes unchanged: they would replace what nobody saw, too.
         """
@@ -296,8 +305,9 @@ class PacketQueue:
         if bulk is (queue is self._queue):
             self._leaving = queue
         mark = 0
-        if offload or bulk or queue_all:
-            how = OFFLOAD_ACCEPT if offload else OFFLOAD_BULK if bulk else QUEUE_ALL
+        if offload or bulk or queue_all or spare_answers:
+            how = OFFLOAD_ACCEPT if offload else OFFLOAD_BULK if bulk else QUEUE_ALL if queue_all else 0
+            how |= SPARE_ANSWERS if spare_answers else 0
             mark = packet.mark & _KEEP_MARK | QUEUED | how
             packet.set_mark(mark)
         # While one is held, the others pass one by one: a number stands for all before it, too.
