@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import struct
+from collections.abc import Iterator
 from functools import lru_cache
 
 from gfwemu.dissect.outcome import Span
@@ -23,9 +24,7 @@ SUPPORTED_VERSIONS = 43
 ENCRYPTED_CLIENT_HELLO = 0xFE0D  # draft-ietf-tls-esni-13 and later
 ENCRYPTED_SERVER_NAME = 0xFFCE  # draft-ietf-tls-esni-00 to -06
 
-_READ_EXTENSIONS = frozenset(
-    {SERVER_NAME, SUPPORTED_GROUPS, EC_POINT_FORMATS, SIGNATURE_ALGORITHMS, ALPN, SUPPORTED_VERSIONS}
-)
+_OFFERS = frozenset({SUPPORTED_GROUPS, EC_POINT_FORMATS, SIGNATURE_ALGORITHMS, ALPN, SUPPORTED_VERSIONS})
 _EXTENSION = struct.Struct("!HH")  # kind, and length of what follows
 _RANDOM = 32  # RFC 8446 section 4.1.2
 
@@ -71,27 +70,21 @@ class Offer:
     )
 
     def __init__(
-        self,
-        legacy_version: int,
-        ciphers: bytes,
-        extensions: tuple[int, ...],
-        groups: bytes,
-        point_formats: bytes,
-        signature_algorithms: bytes,
-        versions: bytes,
-        alpn: tuple[bytes, ...],
+        self, legacy_version: int, ciphers: bytes, extensions: tuple[int, ...], bodies: tuple[tuple[int, bytes], ...]
     ) -> None:
-        """Lists of 16-bit numbers are bytes as they came."""
+        """bodies: of the extensions that are read here, by their numbers. Raises MalformedBytes."""
+        body = dict(bodies)
         self.legacy_version = legacy_version
-        self.ciphers = _numbers(ciphers)
+        self.ciphers = _numbers(ciphers, "cipher suites")
         self.extensions = extensions
-        self.groups = _numbers(groups)
-        self.point_formats = point_formats
-        self.signature_algorithms = _numbers(signature_algorithms)
-        self.versions = without_grease(_numbers(versions)) or (legacy_version,)
+        self.groups = _numbers(_inside(body.get(SUPPORTED_GROUPS), 2), "supported groups")
+        self.point_formats = _inside(body.get(EC_POINT_FORMATS), 1)
+        self.signature_algorithms = _numbers(_inside(body.get(SIGNATURE_ALGORITHMS), 2), "signature algorithms")
+        versions = _numbers(_inside(body.get(SUPPORTED_VERSIONS), 1), "supported versions")
+        self.versions = without_grease(versions) or (legacy_version,)
         self.version = max(self.versions)
-        self.alpn = alpn
-        self.alpn_names = tuple(wire_text(name) for name in alpn)
+        self.alpn = tuple(_names(_inside(body.get(ALPN), 2)))
+        self.alpn_names = tuple(wire_text(name) for name in self.alpn)
 
     def has(self, extension: int) -> bool:
         return extension in self.extensions
@@ -125,84 +118,58 @@ def read_client_hello(message: bytes | bytearray) -> ClientHello:
     _need("ClientHello", _RANDOM, end - start - 2)
     _, start = _vector(data, start + 2 + _RANDOM, end, 1, "ClientHello")  # session id
     first, start = _vector(data, start, end, 2, "ClientHello")
-    ciphers = _pairs(data, first, start, "cipher suites")
+    ciphers = data[first:start]
     _, start = _vector(data, start, end, 1, "ClientHello")  # compression methods
-    extensions = _Extensions()
+    kinds: list[int] = []
+    bodies: dict[int, bytes] = {}
+    sni, sni_span = "", None
     if start < end:
         first, start = _vector(data, start, end, 2, "ClientHello")
-        extensions.read(data, first, start)
         if start < end:
             raise MalformedBytes(f"ClientHello: {end - start} bytes too many")
-    return ClientHello(end, extensions.offer(version, ciphers), extensions.sni, extensions.sni_span)
+        names = _read_extensions(data, first, start, kinds, bodies)
+        sni, sni_span = ("", None) if names is None else _server_name(data, *names)
+    return ClientHello(end, _kept_offer(version, ciphers, tuple(kinds), tuple(bodies.items())), sni, sni_span)
 
 
-class _Extensions:
-    """A second one of the same kind, which RFC 8446 forbids, changes nothing."""
+def _read_extensions(
+    data: bytes, start: int, end: int, kinds: list[int], bodies: dict[int, bytes]
+) -> tuple[int, int] | None:
+    """Collects the extensions; returns where the server names begin and end. Raises MalformedBytes.
 
-    __slots__ = ("_algorithms", "_alpn", "_groups", "_kinds", "_point_formats", "_versions", "sni", "sni_span")
+    A second extension of the same kind, which RFC 8446 forbids, changes nothing.
+    """
+    names = None
+    while start < end:
+        body = start + _EXTENSION.size
+        if body > end:
+            _need("extensions", 2, (end - start) % 2)
+        kind, size = _EXTENSION.unpack_from(data, start)
+        start = body + size
+        if start > end:
+            _need("extensions", 2 + start - body, 2 + end - body)
+        if kind in _OFFERS and kind not in bodies:
+            bodies[kind] = data[body:start]
+        elif kind == SERVER_NAME and names is None:
+            names = body, start
+        kinds.append(kind)
+    return names
 
-    def __init__(self) -> None:
-        self.sni = ""
-        self.sni_span: Span | None = None
-        self._alpn: tuple[bytes, ...] = ()
-        self._kinds: list[int] = []
-        self._groups = self._point_formats = self._algorithms = self._versions = b""
 
-    def offer(self, version: int, ciphers: bytes) -> Offer:
-        return _kept_offer(
-            version,
-            ciphers,
-            tuple(self._kinds),
-            self._groups,
-            self._point_formats,
-            self._algorithms,
-            self._versions,
-            self._alpn,
-        )
-
-    def read(self, data: bytes, start: int, end: int) -> None:
-        """Raises MalformedBytes."""
-        kinds = self._kinds
-        while start < end:
-            body = start + _EXTENSION.size
-            if body > end:
-                _need("extensions", 2, (end - start) % 2)
-            kind, size = _EXTENSION.unpack_from(data, start)
-            start = body + size
-            if start > end:
-                _need("extensions", 2 + start - body, 2 + end - body)
-            if kind in _READ_EXTENSIONS and kind not in kinds:
-                self._read_one(kind, data, body, start)
-            kinds.append(kind)
-
-    def _read_one(self, kind: int, data: bytes, start: int, end: int) -> None:
-        if kind == SERVER_NAME:
-            if start < end:
-                self._read_server_names(data, *_vector(data, start, end, 2, "extension"))
-        elif kind == ALPN:
-            start, end = _vector(data, start, end, 2, "extension")
-            names = []
-            while start < end:
-                first, start = _vector(data, start, end, 1, "ALPN list")
-                names.append(data[first:start])
-            self._alpn = tuple(names)
-        elif kind == SUPPORTED_VERSIONS:
-            self._versions = _pairs(data, *_vector(data, start, end, 1, "extension"), "supported versions")
-        elif kind == SUPPORTED_GROUPS:
-            self._groups = _pairs(data, *_vector(data, start, end, 2, "extension"), "supported groups")
-        elif kind == SIGNATURE_ALGORITHMS:
-            self._algorithms = _pairs(data, *_vector(data, start, end, 2, "extension"), "signature algorithms")
-        elif kind == EC_POINT_FORMATS:
-            start, end = _vector(data, start, end, 1, "extension")
-            self._point_formats = data[start:end]
-
-    def _read_server_names(self, data: bytes, start: int, end: int) -> None:
-        while start < end:
-            kind = data[start]
-            first, start = _vector(data, start + 1, end, 2, "server name list")
-            if kind == 0 and first < start and self.sni_span is None:
-                self.sni_span = Span(first, start - first)
-                self.sni = wire_text(data[first:start]).lower().removesuffix(".")
+def _server_name(data: bytes, start: int, end: int) -> tuple[str, Span | None]:
+    """The first host name, and where it stands. Raises MalformedBytes."""
+    found = None
+    if start < end:
+        start, end = _vector(data, start, end, 2, "extension")
+    while start < end:
+        kind = data[start]
+        first, start = _vector(data, start + 1, end, 2, "server name list")
+        if kind == 0 and first < start and found is None:
+            found = first, start
+    if found is None:
+        return "", None
+    first, end = found
+    return wire_text(data[first:end]).lower().removesuffix("."), Span(first, end - first)
 
 
 def _need(what: str, wanted: int, left: int) -> None:
@@ -221,15 +188,26 @@ def _vector(data: bytes, start: int, end: int, prefix: int, what: str) -> tuple[
     return first, stop
 
 
-def _pairs(data: bytes, start: int, end: int, what: str) -> bytes:
-    """The bytes of a list of 16-bit numbers."""
-    if (end - start) % 2:
-        raise MalformedBytes(f"{what}: odd length {end - start}")
-    return data[start:end]
+def _inside(body: bytes | None, prefix: int) -> bytes:
+    """What an extension holds behind its length of `prefix` bytes; nothing where there is no such extension."""
+    if body is None:
+        return b""
+    start, end = _vector(body, 0, len(body), prefix, "extension")
+    return body[start:end]
 
 
-def _numbers(pairs: bytes) -> tuple[int, ...]:
+def _numbers(pairs: bytes, what: str) -> tuple[int, ...]:
+    """Of 16 bits each."""
+    if len(pairs) % 2:
+        raise MalformedBytes(f"{what}: odd length {len(pairs)}")
     return struct.unpack(f"!{len(pairs) // 2}H", pairs)
+
+
+def _names(data: bytes) -> Iterator[bytes]:
+    start = 0
+    while start < len(data):
+        first, start = _vector(data, start, len(data), 1, "ALPN list")
+        yield data[first:start]
 
 
 def wire_text(data: bytes) -> str:
