@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import itertools
+import stat
 import time
 from pathlib import Path
 
@@ -26,6 +27,19 @@ _WORKER_SHIFT = 44
 _MOST_WORKERS = 64
 
 _FILE = click.Path(dir_okay=False, path_type=Path)
+_OWN_FILE = click.Path(dir_okay=False, path_type=Path, resolve_path=True)
+
+
+def _own_file(context: click.Context, parameter: click.Parameter, path: Path | None) -> Path | None:
+    """A file that the daemon replaces or removes: never a device, which the superuser may remove as well."""
+    try:
+        replaceable = path is None or stat.S_ISREG(path.stat().st_mode)
+    except OSError:
+        # Whether it can be made is told when it is.
+        replaceable = True
+    if not replaceable:
+        raise click.BadParameter(f"{path} is no regular file, and would be replaced.", context, parameter)
+    return path
 
 
 @click.command()
@@ -73,7 +87,9 @@ _FILE = click.Path(dir_okay=False, path_type=Path)
 )
 @click.option("--eve", type=_FILE, metavar="FILE", help="Append events here, one JSON object a line; - for stdout.")
 @click.option("--pcap", type=_FILE, metavar="FILE", help="Capture every packet and what became of it (pcapng).")
-@click.option("--metrics", type=_FILE, metavar="FILE", help="Keep Prometheus metrics in this file.")
+@click.option(
+    "--metrics", type=_OWN_FILE, callback=_own_file, metavar="FILE", help="Keep Prometheus metrics in this file."
+)
 @click.option("--seed", type=int, metavar="N", help="Of the random choices; the rule file's by default.")
 @with_clock_options
 @click.option(
@@ -84,7 +100,7 @@ _FILE = click.Path(dir_okay=False, path_type=Path)
     metavar="N",
     help="Routers up to the servers, so that probes arrive there with the TTL that their rule says.",
 )
-@click.option("--pid-file", type=_FILE, metavar="FILE", help="Write the process number here.")
+@click.option("--pid-file", type=_OWN_FILE, callback=_own_file, metavar="FILE", help="Write the process number here.")
 @click.option("--no-offload", is_flag=True, help="Let the kernel decide nothing: user space sees every packet.")
 @click.option("--ready-fd", type=click.IntRange(min=0), metavar="N", help="Write a byte there when ready.")
 def daemon(

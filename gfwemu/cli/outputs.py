@@ -37,16 +37,20 @@ class FileOutputs:
         self._of_workers: dict[int, Counters] = {}
         self._told = Health()
         self._told_at: float | None = None
+        at = eve
         try:
             self._lines = sys.stdout if eve == Path("-") else files.enter_context(eve.open("a")) if eve else None
-            self._capture = files.enter_context(pcap.open("wb", buffering=0)) if pcap else None
             self._eve = EveWriter(self._lines, each=False) if self._lines else None
+            at = pcap
+            self._capture = files.enter_context(pcap.open("wb", buffering=0)) if pcap else None
             self._pcap = PcapngWriter(self._capture, each=False) if self._capture else None
             # What workers post comes behind the capture's header.
             self.flush()
+            at = metrics
             self._write_metrics()
         except OSError as error:
-            raise UsageError(f"{error.filename}: {error.strerror}") from None
+            self.release()
+            raise UsageError(f"{at}: {error.strerror}") from None
         self.takes_all = self._pcap is not None or metrics is not None
 
     def commanded(self, command: Command, now: float, data: bytes, came_from: Side | None) -> None:

@@ -12,14 +12,16 @@ import time
 from pathlib import Path
 
 import pytest
+from click.testing import CliRunner
 from kernel_net import CLIENT4, INSIDE, OUTSIDE, SERVER4, SmallNet, in_namespaces, run, wait_until
 from stub_daemon import StubDaemon, accept, drop, offload_accept
 
-from gfwemu.cli import daemon as _imported_for_all_forks
+from gfwemu.cli.daemon import daemon as daemon_command
 from gfwemu.cli.main import main
+from gfwemu.cli.outputs import FileOutputs
 from gfwemu.engine.commands import Command, Hold, Inject, SetTimer, SetVerdict
 from gfwemu.engine.events import Event, PacketArrived, Stopping, TimerFired
-from gfwemu.errors import Place, Problem, RulesError
+from gfwemu.errors import Place, Problem, RulesError, UsageError
 from gfwemu.kernel.systemd import notify
 from gfwemu.model import FiveTuple, Verdict, address_bytes
 from gfwemu.rules.compiled import RuleSet
@@ -36,9 +38,6 @@ rules:
     match: {ip.server: 198.51.100.0/28}
     action: drop
 """
-
-
-assert _imported_for_all_forks
 
 
 def _command(*arguments: str) -> list[str]:
@@ -363,6 +362,31 @@ def test_a_capture_holds_every_packet_and_turns_kernel_decisions_off(net: SmallN
     process.terminate()
     assert process.wait(10) == 0
     assert Path("/tmp/out.pcapng").read_bytes().count(b"dropped (address") == 5
+
+
+@pytest.mark.parametrize("option", ["--metrics", "--pid-file"])
+def test_what_is_no_regular_file_is_not_replaced(tmp_path: Path, option: str) -> None:
+    pipe, link = tmp_path / "pipe", tmp_path / "link"
+    os.mkfifo(pipe)
+    link.symlink_to(pipe)
+    for path in (pipe, link):
+        done = CliRunner().invoke(daemon_command, ("--inside", "a", "--outside", "b", option, str(path)))
+        assert done.exit_code == 2
+        assert f"{pipe} is no regular file, and would be replaced." in done.output
+    assert pipe.is_fifo()
+
+
+@pytest.mark.parametrize(
+    ("files", "said"),
+    [
+        ((Path("/nowhere/eve"), None, None), "/nowhere/eve: No such file or directory"),
+        ((None, Path("/dev/full"), None), "/dev/full: No space left on device"),
+        ((None, None, Path("/nowhere/metrics")), "/nowhere/metrics: No such file or directory"),
+    ],
+)
+def test_a_file_that_cannot_be_written_is_named(files: tuple[Path | None, Path | None, Path | None], said: str) -> None:
+    with pytest.raises(UsageError, match=f"^{said}$"):
+        FileOutputs(*files)
 
 
 @in_namespaces
