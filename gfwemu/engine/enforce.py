@@ -36,8 +36,6 @@ from gfwemu.engine.work import Decision, Modifier, Treatment, Work
 from gfwemu.flow.flow import Flow
 from gfwemu.model import Direction, Placement, Transport, address_bytes, address_text
 from gfwemu.rules.actions import (
-    Alert,
-    Blockpage,
     Delay,
     Drop,
     Fin,
@@ -45,17 +43,20 @@ from gfwemu.rules.actions import (
     IcmpUnreachable,
     Lose,
     Pass,
-    Poison,
-    Probe,
     Redirect,
     Reset,
     Residual,
     RewriteToReset,
     Throttle,
-    TlsAlert,
 )
 from gfwemu.rules.compiled import CompiledRule
 from gfwemu.wire.packet import Packet, TcpFlags
+
+# A member of an enumeration is slow to reach and to compute with.
+_TCP = int(Transport.TCP)
+_SYN, _RST, _ACK = int(TcpFlags.SYN), int(TcpFlags.RST), int(TcpFlags.ACK)
+
+_RESETS = frozenset({"reset", "fin", "rewrite_to_reset"})
 
 Scaled = Callable[[float], float]
 
@@ -77,26 +78,27 @@ class Enforcer:
     def enforce(self, rule: CompiledRule, work: Work, decision: Decision, query: Query | None) -> None:
         """`query`: the DNS query that matched, if it is one; only `poison` reads it."""
         action: Any = rule.action
-        match action:
-            case Poison():
+        # By name: to ask an object of a checked model for its class takes long, and a reset should not.
+        match rule.action_name:
+            case "poison":
                 trigger = self._trigger(rule, work)
                 forged = [] if query is None else forge_answers(self._injectors, action, trigger, query)
                 self._inject_and(rule, work, decision, forged, "answer forged", flow_goes_on=True)
-            case Alert():
+            case "alert":
                 work.touch(rule, "alert")
-            case Probe():
+            case "probe":
                 work.touch(rule, "probes ordered")
-            case Throttle() | Delay() | Lose():
+            case "throttle" | "delay" | "lose":
                 decision.modifiers += (self._modifier(rule, work, decision),)
-            case Reset():
+            case "reset":
                 self._close(rule, work, decision, action, "RA")
-            case Fin():
+            case "fin":
                 self._close(rule, work, decision, action, "FA")
-            case Blockpage():
+            case "blockpage":
                 self._content(rule, work, decision, http_response(action), "block page sent")
-            case Redirect() if action.location:
+            case "redirect" if action.location:
                 self._content(rule, work, decision, http_response(action), "redirect sent")
-            case TlsAlert():
+            case "tls_alert":
                 self._content(rule, work, decision, tls_alert_record(action), "TLS alert sent")
             case _:
                 self._treat(rule, work, decision, self._terminal(rule, work))
@@ -105,12 +107,11 @@ class Enforcer:
         """What a residual block of `rule` does to one packet."""
         residual = rule.residual
         assert residual is not None
-        action = rule.action
-        resets = isinstance(action, Reset | Fin | RewriteToReset)
+        resets = rule.action_name in _RESETS
         if residual.action == "drop" or (residual.action == "same" and not resets):
             work.drop(rule)
             return
-        if work.packet.proto == Transport.TCP and not work.packet.flags & TcpFlags.RST:
+        if work.packet.proto == _TCP and not work.packet.flags & _RST:
             work.inject(self._residual_packets(rule, residual, work), rule)
             work.touch(rule, "residual reset")
         if rule.placement is Placement.IN_PATH:
@@ -121,7 +122,7 @@ class Enforcer:
         order = action if isinstance(action, Reset | Fin) else Reset()
         injectors = order.injectors if residual.injectors is None else residual.injectors
         trigger = self._trigger(rule, work)
-        is_syn = work.packet.flags & (TcpFlags.SYN | TcpFlags.ACK) == TcpFlags.SYN
+        is_syn = work.packet.flags & (_SYN | _ACK) == _SYN
         if residual.syn == "forged_synack" and is_syn and work.direction is Direction.TO_SERVER:
             return forge_wrong_syn_ack(self._injectors, injectors[0], trigger)
         flags = "FA" if isinstance(action, Fin) else "RA"

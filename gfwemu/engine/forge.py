@@ -3,12 +3,12 @@
 from __future__ import annotations
 
 from collections.abc import Iterator
-from dataclasses import dataclass
+from functools import lru_cache
 from http import HTTPStatus
 from typing import Literal
 
 from gfwemu.engine.dice import Dice
-from gfwemu.model import Direction, FiveTuple, Transport
+from gfwemu.model import Direction, FiveTuple, Transport, record
 from gfwemu.rules.actions import Blockpage, Ends, Injector, Redirect, TlsAlert
 from gfwemu.rules.quantities import Rising
 from gfwemu.wire.build import build_tcp
@@ -19,8 +19,14 @@ SEGMENT_BYTES = 1200
 
 _MODULUS = 1 << 32
 
+# A member of an enumeration is slow to reach and to compute with.
+_TCP = int(Transport.TCP)
+_TO_SERVER, _TO_CLIENT = Direction.TO_SERVER, Direction.TO_CLIENT
+_FIN, _SYN, _RST = int(TcpFlags.FIN), int(TcpFlags.SYN), int(TcpFlags.RST)
+_PSH, _ACK = int(TcpFlags.PSH), int(TcpFlags.ACK)
 
-@dataclass(frozen=True, slots=True)
+
+@record
 class Forged:
     """One packet to send, `delay` seconds after the trigger, towards one end."""
 
@@ -87,7 +93,7 @@ class Burst:
         return 1 + count % mask if name == "ttl" else count & mask
 
 
-@dataclass(frozen=True, slots=True)
+@record
 class Trigger:
     """The packet that set a rule off, seen from its flow. `passed`: it went on to its destination.
 
@@ -109,13 +115,13 @@ class Trigger:
         """Whether anything may be forged in answer: not to a reset (RFC 9293 section 3.5.2), nor to a fragment without
         TCP header."""
         packet = self.packet
-        return packet.proto == Transport.TCP and not packet.flags & TcpFlags.RST and not packet.fragment_offset
+        return packet.proto == _TCP and not packet.flags & _RST and not packet.fragment_offset
 
     @property
     def sequence_length(self) -> int:
         """What the packet occupies in sequence space: its payload, and one each for SYN and FIN."""
         flags = self.packet.flags
-        return len(self.packet.payload) + bool(flags & TcpFlags.SYN) + bool(flags & TcpFlags.FIN)
+        return len(self.packet.payload) + (flags & _SYN != 0) + (flags & _FIN != 0)
 
     def numbers(self, towards: Direction) -> tuple[int, int]:
         """Sequence and acknowledgement numbers that the end which gets the forged packet expects.
@@ -123,24 +129,27 @@ class Trigger:
         Back to the sender: sequence is what the trigger acknowledges. Onward: sequence is what the destination wants
         next, else the trigger's own, past its payload where it passed.
         """
-        after = (self.packet.seq + self.sequence_length) % _MODULUS
-        has_ack = bool(self.packet.flags & TcpFlags.ACK)
+        packet = self.packet
+        after = (packet.seq + self.sequence_length) % _MODULUS
+        ack = packet.ack if packet.flags & _ACK else 0
         if towards is not self.direction:
-            return (self.packet.ack if has_ack else 0), after
+            return ack, after
         seq = self.expected
         if seq is None:
-            seq = after if self.passed else self.packet.seq
-        elif self.passed and self.packet.flags & TcpFlags.FIN and (seq + 1) % _MODULUS == after:
+            seq = after if self.passed else packet.seq
+        elif self.passed and packet.flags & _FIN and (seq + 1) % _MODULUS == after:
             seq = after
-        return seq, (self.packet.ack if has_ack else 0)
+        return seq, ack
 
 
-def _ways(towards: Ends) -> tuple[Direction, ...]:
-    if towards == "both":
-        return (Direction.TO_CLIENT, Direction.TO_SERVER)
-    return (Direction.TO_CLIENT,) if towards == "client" else (Direction.TO_SERVER,)
+_WAYS: dict[Ends, tuple[Direction, ...]] = {
+    "both": (_TO_CLIENT, _TO_SERVER),
+    "client": (_TO_CLIENT,),
+    "server": (_TO_SERVER,),
+}
 
 
+@lru_cache
 def _flag_bits(text: str) -> int:
     return sum(1 << "FSRPAUEC".index(letter) for letter in set(text))
 
@@ -159,9 +168,9 @@ def _segment(
     """seq: instead of the correct sequence number."""
     right, ack = trigger.numbers(towards)
     return build_tcp(
-        trigger.flow if towards is Direction.TO_SERVER else trigger.flow.reversed(),
+        trigger.flow if towards is _TO_SERVER else trigger.flow.reversed(),
         seq=((right if seq is None else seq) + seq_offset) % _MODULUS,
-        ack=ack if flags & TcpFlags.ACK else 0,
+        ack=ack if flags & _ACK else 0,
         flags=flags,
         window=burst.header("window"),
         payload=payload,
@@ -196,7 +205,7 @@ def forge_closes(
     for injector, delay in firing(state, injectors, trigger):
         flags = _flag_bits(injector.flags or default_flags)
         payload = bytes.fromhex(injector.payload)
-        for way in _ways(injector.towards or towards):
+        for way in _WAYS[injector.towards or towards]:
             burst = state.burst(injector, trigger.packet)
             for offset in injector.seq_offsets:
                 data = _segment(burst, injector, trigger, way, flags, payload, seq_offset=offset)
@@ -209,11 +218,11 @@ def forge_closes(
 
 def forge_wrong_syn_ack(state: InjectorState, injector: Injector, trigger: Trigger) -> list[Forged]:
     """A SYN/ACK for the client with a sequence number that the server never chose (Wang et al., IMC 2017)."""
-    flags = int(TcpFlags.SYN | TcpFlags.ACK)
+    flags = _SYN | _ACK
     burst = state.burst(injector, trigger.packet)
     wrong = state.rng.getrandbits(32)
-    data = _segment(burst, injector, trigger, Direction.TO_CLIENT, flags, b"", seq=wrong)
-    return [Forged(data, moment(state, injector, injector.delay.sample(state.rng)), Direction.TO_CLIENT)]
+    data = _segment(burst, injector, trigger, _TO_CLIENT, flags, b"", seq=wrong)
+    return [Forged(data, moment(state, injector, injector.delay.sample(state.rng)), _TO_CLIENT)]
 
 
 def forge_content(
@@ -235,7 +244,7 @@ def content_of(
     """What one injector that acts sends of `forge_content`."""
     if not trigger.answerable:
         return []
-    push_ack, fin_ack = int(TcpFlags.PSH | TcpFlags.ACK), int(TcpFlags.FIN | TcpFlags.ACK)
+    push_ack, fin_ack = _PSH | _ACK, _FIN | _ACK
     pieces = [content[start : start + SEGMENT_BYTES] for start in range(0, len(content), SEGMENT_BYTES)]
     segments = [(piece, push_ack) for piece in pieces]
     if injector.flags is None:
@@ -246,13 +255,12 @@ def content_of(
     forged: list[Forged] = []
     offset = 0
     for piece, flags in segments:
-        data = _segment(burst, injector, trigger, Direction.TO_CLIENT, flags, piece, seq_offset=offset)
-        forged.append(Forged(data, delay, Direction.TO_CLIENT))
+        data = _segment(burst, injector, trigger, _TO_CLIENT, flags, piece, seq_offset=offset)
+        forged.append(Forged(data, delay, _TO_CLIENT))
         offset += len(piece)
     if (injector.towards or "both") == "both":
-        reset_ack = int(TcpFlags.RST | TcpFlags.ACK)
-        data = _segment(burst, injector, trigger, Direction.TO_SERVER, reset_ack, b"")
-        forged.append(Forged(data, delay, Direction.TO_SERVER))
+        data = _segment(burst, injector, trigger, _TO_SERVER, _RST | _ACK, b"")
+        forged.append(Forged(data, delay, _TO_SERVER))
     return forged
 
 

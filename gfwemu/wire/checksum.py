@@ -36,7 +36,11 @@ def pseudo_header(src: bytes, dst: bytes, proto: int, length: int) -> bytes:
 
 def transport_checksum(src: bytes, dst: bytes, proto: int, segment: bytes) -> int:
     """Of a TCP, UDP or ICMPv6 segment whose checksum field is 0. UDP's 0 comes as 0xFFFF (RFC 768)."""
-    value = internet_checksum(pseudo_header(src, dst, proto, len(segment)) + segment)
+    # The pseudo header's words can be added as numbers, in any order (see ones_complement_sum); protocol is not 0.
+    length = len(segment)
+    ends = int.from_bytes(src, "big") + int.from_bytes(dst, "big")
+    number = ends + proto + length + (int.from_bytes(segment, "big") << (8 * (length & 1)))
+    value = (number % 0xFFFF or 0xFFFF) ^ 0xFFFF
     return value or 0xFFFF if proto == _UDP else value
 
 
