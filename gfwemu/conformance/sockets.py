@@ -5,17 +5,21 @@ from __future__ import annotations
 import socket
 import struct
 import sys
+from contextlib import suppress
 
 from gfwemu.netlab.errors import LabError
 from gfwemu.netlab.lab import Lab
 
-# Makes sockets on request and hands them over: a socket stays in the namespace it was made in.
+# Makes sockets on request and hands them over: a socket stays in the namespace it was made in. Ends with the other end.
 _AGENT = """
 import socket
 control = socket.socket(fileno=0)
-while order := control.recv(64):
-    with socket.socket(*map(int, order.split())) as made:
-        socket.send_fds(control, [b"1"], [made.fileno()])
+try:
+    while order := control.recv(64):
+        with socket.socket(*map(int, order.split())) as made:
+            socket.send_fds(control, [b"1"], [made.fileno()])
+except ConnectionError:
+    pass
 """
 _EVERY_PROTOCOL = 3  # ETH_P_ALL, <linux/if_ether.h>
 _IP, _IPV6 = 0x0800, 0x86DD
@@ -39,8 +43,10 @@ class NodeSockets:
 
     def make(self, family: int, kind: int) -> socket.socket:
         """Raises LabError where the node gives none."""
-        self._control.send(f"{int(family)} {int(kind)}".encode())
-        _, fds, _, _ = socket.recv_fds(self._control, 16, 1)
+        fds: list[int] = []
+        with suppress(ConnectionError):
+            self._control.send(f"{int(family)} {int(kind)}".encode())
+            _, fds, _, _ = socket.recv_fds(self._control, 16, 1)
         if not fds:
             raise LabError(f"The lab's {self._name} gives no sockets.")
         return socket.socket(fileno=fds[0])
