@@ -57,6 +57,7 @@ _TCP = int(Transport.TCP)
 _SYN, _RST, _ACK = int(TcpFlags.SYN), int(TcpFlags.RST), int(TcpFlags.ACK)
 
 _RESETS = frozenset({"reset", "fin", "rewrite_to_reset"})
+_PLAIN_RESET = Reset()
 
 Scaled = Callable[[float], float]
 
@@ -119,7 +120,7 @@ class Enforcer:
 
     def _residual_packets(self, rule: CompiledRule, residual: Residual, work: Work) -> list[Forged]:
         action = rule.action
-        order = action if isinstance(action, Reset | Fin) else Reset()
+        order = action if isinstance(action, Reset | Fin) else _PLAIN_RESET
         injectors = order.injectors if residual.injectors is None else residual.injectors
         trigger = self._trigger(rule, work)
         is_syn = work.packet.flags & (_SYN | _ACK) == _SYN

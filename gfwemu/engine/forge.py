@@ -10,7 +10,7 @@ from typing import Literal
 from gfwemu.engine.dice import Dice
 from gfwemu.model import Direction, FiveTuple, Transport, record
 from gfwemu.rules.actions import Blockpage, Ends, Injector, Redirect, TlsAlert
-from gfwemu.rules.quantities import Rising
+from gfwemu.rules.quantities import Rising, Varied
 from gfwemu.wire.build import build_tcp
 from gfwemu.wire.packet import Packet, TcpFlags
 
@@ -46,10 +46,19 @@ class InjectorState:
         self.dice = dice
         self.rng = dice.rng
         self._counters: dict[tuple[int, str], int] = {}
+        self._fixed: dict[int, tuple[Injector, dict[HeaderName, int]]] = {}
 
     def burst(self, injector: Injector, trigger: Packet) -> Burst:
         """The headers of the packets that the injector sends at one trigger towards one end."""
         return Burst(self, injector, trigger)
+
+    def fixed(self, injector: Injector) -> dict[HeaderName, int]:
+        """The header fields that are the same in all packets of the injector."""
+        found = self._fixed.get(id(injector))
+        if found is None:
+            # The injector beside them, so that no other gets its identity.
+            found = self._fixed[id(injector)] = injector, _fixed_fields(injector)
+        return found[1]
 
     def next_of(self, owner: int, name: str, start: int) -> int:
         """Counts up from `start`, one for each call."""
@@ -59,6 +68,15 @@ class InjectorState:
         return value
 
 
+def _fixed_fields(injector: Injector) -> dict[HeaderName, int]:
+    settings = {name: getattr(injector, name) for name in _MASKS}
+    return {
+        name: round(setting.points[0][1]) & _MASKS[name]
+        for name, setting in settings.items()
+        if isinstance(setting, Varied) and len(setting.points) == 1 and not setting.choices
+    }
+
+
 class Burst:
     """Header fields of an injector's packets, one packet after the other."""
 
@@ -66,6 +84,7 @@ class Burst:
         self._state = state
         self._injector = injector
         self._trigger = trigger
+        self._fixed = state.fixed(injector)
         self._rising: dict[str, int] = {}
 
     @property
@@ -76,6 +95,9 @@ class Burst:
 
     def header(self, name: HeaderName) -> int:
         """The field of the next packet: drawn, mirrored or counted up."""
+        fixed = self._fixed.get(name)
+        if fixed is not None:
+            return fixed
         setting, rng, mask = getattr(self._injector, name), self._state.rng, _MASKS[name]
         if setting is None:
             return rng.randint(0, mask)

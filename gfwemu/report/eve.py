@@ -364,13 +364,15 @@ def _facts_member(facts: Mapping[str, Fact]) -> str:
 
 def _drop(drop: PacketDropped) -> Event:
     lifetime = "ttl" if len(drop.flow.tuple.src) == 4 else "hoplimit"
-    content: Object = {"len": drop.length, lifetime: drop.ttl, "reason": "rules"}
+    of_tcp = ""
     if drop.tcp_flags is not None:
-        content |= {"tcpseq": drop.tcp_seq, "tcpack": drop.tcp_ack}
-        content |= {name: drop.tcp_flags & flag != 0 for name, flag in _DROP_FLAGS}
-    event: Object = {"drop": content, "verdict": {"action": "drop"}}
-    censor = _present(kind="drop", rule=drop.rule, reason=drop.reason)
-    return _common(drop.time, "drop", drop.flow, drop.direction), members_text(event), members_text(censor)
+        flags = ",".join([f'"{name}":{"true" if drop.tcp_flags & flag else "false"}' for name, flag in _DROP_FLAGS])
+        of_tcp = f',"tcpseq":{drop.tcp_seq},"tcpack":{drop.tcp_ack},{flags}'
+    event = (
+        f'"drop":{{"len":{drop.length},"{lifetime}":{drop.ttl},"reason":"rules"{of_tcp}}},"verdict":{{"action":"drop"}}'
+    )
+    censor = members_text(_present(kind="drop", rule=drop.rule, reason=drop.reason))
+    return _common(drop.time, "drop", drop.flow, drop.direction), event, censor
 
 
 def _flow(flow: FlowEnded) -> Event:

@@ -12,6 +12,9 @@ from gfwemu.wire.packet import Packet, TcpFlags
 _TCP, _UDP = int(Transport.TCP), int(Transport.UDP)
 _IPV6_FRAGMENT_HEADER = 44
 _IPV6_HEADER_LENGTH = 40
+_IPV4_HEADER = struct.Struct("!BBHHHBBH4s4s")
+_TCP_HEADER = struct.Struct("!HHIIBBHHH")
+_UDP_HEADER = struct.Struct("!HHHH")
 
 
 def build_ip(
@@ -46,17 +49,17 @@ def build_ip(
             proto = _IPV6_FRAGMENT_HEADER
         length = _sixteen_bits(len(payload) if length is None else length, "IPv6 payload length")
         return struct.pack("!IHBB16s16s", 6 << 28 | tos << 20, length, proto, ttl, src, dst) + payload
-    options += bytes(-len(options) % 4)
+    if options:
+        options += bytes(-len(options) % 4)
     header_length = 20 + len(options)
     if header_length > 60:
         raise ValueError("IPv4 options exceed 40 bytes")
     length = _sixteen_bits(header_length + len(payload) if length is None else length, "IPv4 total length")
     fragment = dont_fragment << 14 | more_fragments << 13 | fragment_offset >> 3
-    head = struct.pack("!BBHHHBB", 0x40 | header_length >> 2, tos, length, ip_id, fragment, ttl, proto)
-    addresses = src + dst + options
+    fields = 0x40 | header_length >> 2, tos, length, ip_id, fragment, ttl, proto
     if checksum is None:
-        checksum = internet_checksum(head + addresses)
-    return head + checksum.to_bytes(2, "big") + addresses + payload
+        checksum = internet_checksum(_IPV4_HEADER.pack(*fields, 0, src, dst) + options)
+    return _IPV4_HEADER.pack(*fields, checksum, src, dst) + options + payload
 
 
 def build_tcp(
@@ -80,29 +83,22 @@ def build_tcp(
 
     seq and ack are taken modulo 2**32. data_offset: 32-bit words. options: padded to 32 bits.
     """
-    options += bytes(-len(options) % 4)
+    if options:
+        options += bytes(-len(options) % 4)
     if data_offset is None:
         data_offset = 5 + len(options) // 4
     if not 0 <= data_offset <= 15:
         raise ValueError("TCP options exceed 40 bytes")
-    head = struct.pack(
-        "!HHIIBBH",
-        five_tuple.sport,
-        five_tuple.dport,
-        seq & 0xFFFFFFFF,
-        ack & 0xFFFFFFFF,
-        data_offset << 4,
-        flags,
-        window,
-    )
-    tail = urgent.to_bytes(2, "big") + options + payload
+    _, src, sport, dst, dport = five_tuple
+    fields = sport, dport, seq & 0xFFFFFFFF, ack & 0xFFFFFFFF, data_offset << 4, flags, window
+    rest = options + payload
     if checksum is None:
-        checksum = transport_checksum(five_tuple.src, five_tuple.dst, _TCP, head + b"\0\0" + tail)
+        checksum = transport_checksum(src, dst, _TCP, _TCP_HEADER.pack(*fields, 0, urgent) + rest)
     return build_ip(
-        five_tuple.src,
-        five_tuple.dst,
+        src,
+        dst,
         _TCP,
-        head + checksum.to_bytes(2, "big") + tail,
+        _TCP_HEADER.pack(*fields, checksum, urgent) + rest,
         ttl=ttl,
         ip_id=ip_id,
         dont_fragment=dont_fragment,
@@ -122,15 +118,15 @@ def build_udp(
     checksum: int | None = None,
 ) -> bytes:
     """A UDP datagram in its IP packet (RFC 768). length: of header and payload."""
+    _, src, sport, dst, dport = five_tuple
     length = _sixteen_bits(8 + len(payload) if length is None else length, "UDP length")
-    head = struct.pack("!HHH", five_tuple.sport, five_tuple.dport, length)
     if checksum is None:
-        checksum = transport_checksum(five_tuple.src, five_tuple.dst, _UDP, head + b"\0\0" + payload)
+        checksum = transport_checksum(src, dst, _UDP, _UDP_HEADER.pack(sport, dport, length, 0) + payload)
     return build_ip(
-        five_tuple.src,
-        five_tuple.dst,
+        src,
+        dst,
         _UDP,
-        head + checksum.to_bytes(2, "big") + payload,
+        _UDP_HEADER.pack(sport, dport, length, checksum) + payload,
         ttl=ttl,
         ip_id=ip_id,
         dont_fragment=dont_fragment,
