@@ -98,6 +98,19 @@ class TcpOptions:
     hole_lifetime: tuple[float, float] | None = None
     inspect: int = 262_144
 
+    @property
+    def follows_server(self) -> bool:
+        """Whether the numbers of the server's segments count for more than the order of its bytes."""
+        return (
+            self.create_on != "syn"
+            or self.established_by != "ack"
+            or self.bad_ack < 1.0
+            or self.on_overflow == "forget"
+            or self.hole_lifetime is not None
+            or bool(self.resync)
+            or any(one.sequence != "any" for one in self.teardown.values())
+        )
+
 
 @dataclass(frozen=True, slots=True)
 class FragmentOptions:

@@ -25,7 +25,8 @@ class Tcb:
     """One stream for each direction, created from what the censor saw of the handshake.
 
     A SYN/ACK says where the other direction begins, if that one's SYN was not seen. A direction of whose beginning
-    nothing was seen starts at its first data segment. Chance comes from `rng`.
+    nothing was seen starts at its first data segment. Where nothing but its bytes count (not `follows_server`), the
+    server's begins where the client's first payload says, or at its first data segment. Chance comes from `rng`.
     """
 
     __slots__ = (
@@ -116,6 +117,8 @@ class Tcb:
             ready = self._data(first, payload, direction, now)
         if payload and direction is _CLIENT:
             self._seen |= _DATA_SEEN
+            if flags & _ACK and self._to_client is None:
+                self._to_client = self._stream(packet.ack)
         if flags & (_RST | _FIN) and not locked:
             self._end(packet, direction, opening=opening)
         return ready
@@ -160,7 +163,8 @@ class Tcb:
             self._seen |= _SYNACK_SEEN
         if direction is _CLIENT and self._isn is None:
             self._isn = packet.seq
-        self._open(direction, first)
+        if direction is _CLIENT or self._options.follows_server:
+            self._open(direction, first)
         if packet.flags & _ACK:
             self._open(direction.opposite, packet.ack)
 

@@ -83,6 +83,8 @@ def find_needs(rules: RuleSet, in_kernel: frozenset[int] = frozenset()) -> Needs
     every = [*knobs["every"], *_reasons(over_tcp, _why_every_packet)]
     payload = [*knobs["payload"], *server_readers(rules), *_reasons(over_tcp, _why_server_payload)]
     shakes = [*knobs["handshake"], *_reasons(over_tcp, _why_handshake)]
+    if payload and not shakes and rules.options.tcp.follows_server:
+        shakes.append(Reason("engine.tcp", "the numbers of the server's stream count, from its beginning on"))
     if not over_tcp:
         return Needs(_by_transport(asked))
     acks = [*_asked_by_lifetimes(rules.options.flows), *knobs["first_ack"]]
@@ -246,6 +248,9 @@ def _reasons(rules: Iterable[CompiledRule], why: Callable[[CompiledRule], str]) 
 
 _Ask = Literal["every", "payload", "handshake", "first_ack"]
 
+_FROM_THE_BEGINNING: tuple[_Ask, ...] = ("payload", "handshake")
+"""The server's stream, with its first number."""
+
 
 def _asked_by_knobs(options: TcpOptions) -> dict[_Ask, list[Reason]]:
     """What the knobs of `tcp:` ask for beyond what user space always gets."""
@@ -277,11 +282,13 @@ def _asked_by(knob: str, value: Any) -> Iterator[tuple[_Ask, str]]:
             yield "first_ack", ends
         case "teardown":
             if any(one.sequence != "any" for one in value.values()):
-                yield "payload", "resets and FINs are held against the server's sequence numbers"
+                for ask in _FROM_THE_BEGINNING:
+                    yield ask, "resets and FINs are held against the server's sequence numbers"
             if any(one.when in ("opening", "established") for one in value.values()):
                 yield "first_ack", ends
         case "on_overflow" | "hole_lifetime":
-            yield "payload", "a hole in what the server says ends the memory, too"
+            for ask in _FROM_THE_BEGINNING:
+                yield ask, "a hole in what the server says ends the memory, too"
         case "resync":
             # What it takes its numbers from afterwards is asked for when it has come to that (SetVerdict.queue_all).
             if any("synack" in trigger for trigger in value):
@@ -296,6 +303,10 @@ def _asked_by(knob: str, value: Any) -> Iterator[tuple[_Ask, str]]:
 
 def _why_every_packet(rule: CompiledRule) -> str:
     action = rule.action
+    of_packet = rule.odds is not None and rule.odds.per == "packet"
+    if rule.scope is Scope.FLOW and not (rule.hooks or rule.schedule or rule.repeat or of_packet):
+        # It decides the flow at its first packet, or never; what it does then says of which packets it must know.
+        return ""
     counts = [condition.field for condition in rule.conditions if condition.field.startswith("count.")]
     if rule.hooks:
         return "asks a Python function at each packet"
@@ -307,7 +318,7 @@ def _why_every_packet(rule: CompiledRule) -> str:
         return "holds packets, and none may overtake"
     if rule.scope is Scope.FLOW and rule.schedule is not None:
         return "begins by its schedule, at whatever packet comes then"
-    if rule.scope is not Scope.MESSAGE and rule.odds is not None and rule.odds.per == "packet":
+    if rule.scope is not Scope.MESSAGE and of_packet:
         return "throws its dice at each packet"
     if rule.scope is Scope.FLOW and rule.repeat:
         return "acts at each packet"

@@ -175,8 +175,7 @@ def _spared(needs: Needs, rules: RuleSet) -> Spared:
     return Spared(
         bare=True,
         server_payload=not needs.server_payload,
-        # Where the server is read, its SYN/ACK says where its stream begins.
-        handshake=not (needs.handshake or needs.server_payload),
+        handshake=not needs.handshake,
         first_ack=not needs.first_ack,
         answers=answers,
     )

@@ -11,8 +11,9 @@ from rule_files import load_text
 from gfwemu.rules.plan import KernelPlan, Spared, Unseen, compile_plan
 
 ALL = Spared(True, True, True, True)
-BOTH_ENDS = Spared(True, False, False, True)
+BOTH_ENDS = Spared(True, False, True, True)
 BOTH_ENDS_AND_DNS = replace(BOTH_ENDS, answers=True)
+FROM_THE_BEGINNING = replace(BOTH_ENDS, handshake=False)
 NO_SYNACK = replace(ALL, handshake=False)
 NO_FIRST_ACK = replace(ALL, first_ack=False)
 NOTHING = Spared()
@@ -35,7 +36,7 @@ def plan_of(directory: Path, *rules: str, engine: str = "{}") -> KernelPlan:
         ("match: {tcp.flags: [R, RA]}, action: reset", BOTH_ENDS, "may forge what follows a packet of the server"),
         ("match: {tcp.flags: SA, direction: to_client}, action: drop", NO_SYNACK, "matches a SYN/ACK"),
         ("match: {tcp.flags: A}, action: drop", NOTHING, "matches packets without payload"),
-        ("match: {packet.length: '>1200'}, action: drop", BOTH_ENDS, "matches packets of the server"),
+        ("match: {packet.length: '>1200'}, action: drop", FROM_THE_BEGINNING, "matches packets of the server"),
         ("match: {packet.length: '>50'}, action: drop", NOTHING, "matches packets without payload"),
         ("match: {payload.contains: x}, action: drop", BOTH_ENDS, "matches packets of the server"),
         ("match: {dns.qname: a.example}, action: drop", BOTH_ENDS_AND_DNS, "dns is read in both directions"),
@@ -45,6 +46,7 @@ def plan_of(directory: Path, *rules: str, engine: str = "{}") -> KernelPlan:
             NOTHING,
             "counts every packet (count.packets)",
         ),
+        ("match: {ip.server: 192.0.2.1}, action: freeze, with: {packets: 9}", ALL, ""),
         ("match: {tls.sni: a.example}, action: freeze, with: {packets: 9}", NOTHING, "counts every packet before"),
         ("match: {tls.sni: a.example}, action: delay, with: {time: 9ms}", NOTHING, "holds packets"),
         ("match: {ip.server: 192.0.2.1}, action: drop, schedule: {days: [mon]}", NOTHING, "begins by its schedule"),
@@ -67,7 +69,7 @@ def test_what_passes_unseen_and_who_forbids_it(tmp_path: Path, rule: str, spared
         ("{teardown: [rst], overlap: last, verify_checksum: true}", ALL, ""),
         ("{create_on: synack}", NO_SYNACK, "tcp.create_on"),
         ("{established_by: valid_ack}", NOTHING, "tcp.established_by"),
-        ("{hole_lifetime: 60m-90m}", BOTH_ENDS, "tcp.hole_lifetime"),
+        ("{hole_lifetime: 60m-90m}", FROM_THE_BEGINNING, "tcp.hole_lifetime"),
         ("{resync: {multiple_synack: {}}}", NO_SYNACK, "tcp.resync"),
         ("{resync: {multiple_syn: {}}}", ALL, ""),
         ("{resync: {rst_before_established: {}}}", NO_FIRST_ACK, "tcp.resync"),
