@@ -22,6 +22,7 @@ from rich.text import Text
 
 from gfwemu.cli.moments import with_clock_options
 from gfwemu.engine.commands import Command, Inject, Report
+from gfwemu.engine.engine import Engine
 from gfwemu.engine.series import open_engine
 from gfwemu.errors import UsageError
 from gfwemu.model import Verdict
@@ -115,7 +116,8 @@ def replay(
         gc.freeze()
         gc.set_threshold(_YOUNG_OBJECTS)
         engine = open_engine(rules, time_scale=time_scale, start_time=start_time, seed=seed, offload=False)
-        run = Replay(engine, sink, inside=rules.inside, on_error=Verdict(rules.on_error))
+        fast_path = engine.fast_path if isinstance(engine, Engine) else None
+        run = Replay(engine, sink, inside=rules.inside, on_error=Verdict(rules.on_error), fast_path=fast_path)
         damage: CaptureError | None = None
         try:
             try:

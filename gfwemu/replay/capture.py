@@ -23,6 +23,9 @@ _MOST_INTERFACES = 65_536
 _PIECE = 1 << 18
 """Bytes that are read at once."""
 
+_new = tuple.__new__
+"""As Frame(...), in half the time."""
+
 _COMPRESSED: dict[bytes, str] = {b"\x1f\x8b": "gunzip", b"\x28\xb5": "unzstd", b"\xfd7": "unxz", b"BZ": "bunzip2"}
 
 
@@ -113,9 +116,8 @@ def _read_pcap(source: _Source, order: str, ticks: int) -> Iterator[Frame]:
             if after > end or length > LONGEST_FRAME:
                 break
             number += 1
-            yield Frame(
-                number, start + at, seconds + fraction / ticks, link_type, buffer[at + 16 : after], original, "", ""
-            )
+            time, data = seconds + fraction / ticks, buffer[at + 16 : after]
+            yield _new(Frame, (number, start + at, time, link_type, data, original, "", ""))
             at = after
         source.at = at
         # The one that does not, and then comes the next piece of the file.
@@ -213,9 +215,8 @@ def _ordinary_packets(
         data = buffer[at + 28 : at + 28 + length]
         # Before the frame is given away: who takes it may take no more.
         at = source.at = after
-        yield Frame(
-            number, start + after - total, time, interface.link_type, data, original, interface.name, application
-        )
+        offset, link_type = start + after - total, interface.link_type
+        yield _new(Frame, (number, offset, time, link_type, data, original, interface.name, application))
 
 
 def _read_section_header(source: _Source, offset: int) -> tuple[str, str]:

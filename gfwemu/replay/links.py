@@ -7,8 +7,6 @@ from __future__ import annotations
 
 from collections.abc import Callable
 
-from gfwemu.replay.frames import Frame
-
 _IPV4, _IPV6 = 0x0800, 0x86DD
 _TAGS = frozenset({0x8100, 0x88A8, 0x9100})
 """EtherTypes of IEEE 802.1Q and 802.1ad tags, and the older double-tagging one."""
@@ -18,13 +16,12 @@ _PPP_IP = frozenset({0x0021, 0x0057})
 _MOST_TAGS = 4
 
 
-def ip_packet(frame: Frame) -> bytes | None:
-    """The frame's IPv4 or IPv6 packet without the link's header; None where it holds none (ARP and such).
+def ip_packet(link_type: int, data: bytes) -> bytes | None:
+    """A frame's IPv4 or IPv6 packet without the link's header; None where it holds none (ARP and such).
 
     Padding behind the packet stays. Raises KeyError where the link type is none of LINK_TYPES.
     """
-    _, unwrap = LINK_TYPES[frame.link_type]
-    packet = unwrap(frame)
+    packet = LINK_TYPES[link_type][1](data)
     return packet if packet and packet[0] >> 4 in (4, 6) else None
 
 
@@ -41,28 +38,28 @@ def _by_ethertype(data: bytes, type_offset: int, payload_offset: int) -> bytes |
     return data[payload_offset:] if ethertype in (_IPV4, _IPV6) else None
 
 
-def _ethernet(frame: Frame) -> bytes | None:
-    return _by_ethertype(frame.data, 12, 14)
+def _ethernet(data: bytes) -> bytes | None:
+    return _by_ethertype(data, 12, 14)
 
 
-def _raw(frame: Frame) -> bytes | None:
-    return frame.data
+def _raw(data: bytes) -> bytes | None:
+    return data
 
 
-def _cooked(frame: Frame) -> bytes | None:
-    return _by_ethertype(frame.data, 14, 16)
+def _cooked(data: bytes) -> bytes | None:
+    return _by_ethertype(data, 14, 16)
 
 
-def _cooked_v2(frame: Frame) -> bytes | None:
-    return _by_ethertype(frame.data, 0, 20)
+def _cooked_v2(data: bytes) -> bytes | None:
+    return _by_ethertype(data, 0, 20)
 
 
-def _loopback(frame: Frame) -> bytes | None:
+def _loopback(data: bytes) -> bytes | None:
     # The four bytes are an address family in the writer's own numbering; the packet's version nibble says as much.
-    return frame.data[4:]
+    return data[4:]
 
 
-LINK_TYPES: dict[int, tuple[str, Callable[[Frame], bytes | None]]] = {
+LINK_TYPES: dict[int, tuple[str, Callable[[bytes], bytes | None]]] = {
     0: ("BSD loopback", _loopback),
     1: ("Ethernet", _ethernet),
     12: ("raw IP", _raw),

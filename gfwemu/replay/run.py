@@ -13,6 +13,7 @@ from typing import Protocol
 
 from gfwemu.engine.commands import Command, Report, SetTimer, SetVerdict
 from gfwemu.engine.events import Event, PacketArrived, Stopping, TimerFired
+from gfwemu.engine.fastpath import FastPath
 from gfwemu.engine.records import EngineFault
 from gfwemu.model import Side, Verdict
 from gfwemu.replay.frames import CaptureError, Frame
@@ -84,6 +85,7 @@ class Replay:
 
     inside: the networks of the inside as (address, prefix length). With none, packets are of no known side, and the
     engine takes whoever opens a flow for a subscriber. on_error: the verdict of a packet on which the engine failed.
+    fast_path: of the engine, for packets that nobody is told of.
     """
 
     def __init__(
@@ -93,6 +95,7 @@ class Replay:
         *,
         inside: Sequence[tuple[bytes, int]] = (),
         on_error: Verdict = Verdict.ACCEPT,
+        fast_path: FastPath | None = None,
     ) -> None:
         self.totals = Totals()
         self._inside = [ip_network(network, strict=False) for network in inside]
@@ -100,6 +103,7 @@ class Replay:
         self._engine = engine
         self._sink = sink
         self._takes_packets = sink.takes_packets
+        self._passes = None if fast_path is None or sink.takes_packets else fast_path.takes
         self._now = 0.0
         self._wish: float | None = None
         self._waiting: dict[int, _Packet] = {}
@@ -131,7 +135,7 @@ class Replay:
                 totals.own_forgeries += 1
                 return
             came_from = _OWN_SIDES.get(interface)
-        packet = ip_packet(frame)
+        packet = ip_packet(link_type, data)
         if packet is None:
             totals.other += 1
             return
@@ -144,6 +148,8 @@ class Replay:
         if self._wish is not None and self._wish <= time:
             self._advance(time)
         self._now = time
+        if self._passes is not None and self._passes(packet, time):
+            return
         if came_from is None and self._inside:
             came_from = self._side_of(packet)
         commands = self._decide(PacketArrived(number, packet, time, came_from), number)

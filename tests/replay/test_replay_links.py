@@ -6,16 +6,11 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from gfwemu.replay.frames import Frame
 from gfwemu.replay.links import LINK_TYPES, ip_packet
 
 V4 = b"\x45" + bytes(39)
 V6 = b"\x60" + bytes(59)
 MACS = bytes(12)
-
-
-def frame(link: int, data: bytes) -> Frame:
-    return Frame(1, 0, 1.0, link, data, len(data))
 
 
 def ether(ethertype: int) -> bytes:
@@ -37,7 +32,7 @@ def ether(ethertype: int) -> bytes:
     ],
 )
 def test_links_without_an_ethertype(link: int, header: bytes, packet: bytes) -> None:
-    assert ip_packet(frame(link, header + packet)) == packet
+    assert ip_packet(link, header + packet) == packet
 
 
 @pytest.mark.parametrize(("packet", "ethertype"), [(V4, 0x0800), (V6, 0x86DD)])
@@ -54,7 +49,7 @@ def test_links_with_an_ethertype(packet: bytes, ethertype: int) -> None:
         (276, ether(ethertype) + bytes(18) + packet),
         (276, ether(0x8100) + bytes(18) + b"\0\x07" + ether(ethertype) + packet),
     ):
-        assert ip_packet(frame(link, data)) == packet, (link, data.hex())
+        assert ip_packet(link, data) == packet, (link, data.hex())
 
 
 @pytest.mark.parametrize(
@@ -72,10 +67,10 @@ def test_links_with_an_ethertype(packet: bytes, ethertype: int) -> None:
     ],
 )
 def test_frames_without_an_ip_packet(link: int, data: bytes) -> None:
-    assert ip_packet(frame(link, data)) is None
+    assert ip_packet(link, data) is None
 
 
 @given(st.sampled_from(sorted(LINK_TYPES)), st.binary(max_size=60))
 def test_any_bytes_give_ip_or_nothing(link: int, data: bytes) -> None:
-    packet = ip_packet(frame(link, data))
+    packet = ip_packet(link, data)
     assert packet is None or (packet[0] >> 4 in (4, 6) and data.endswith(packet))
