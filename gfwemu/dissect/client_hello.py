@@ -35,7 +35,7 @@ VERSION_NAMES: dict[int, str] = {0x0300: "ssl3", 0x0301: "1.0", 0x0302: "1.1", 0
 OTHER_VERSION = "other"
 
 
-def version_name(version: int) -> str:
+def _version_name(version: int) -> str:
     return VERSION_NAMES.get(version, OTHER_VERSION)
 
 
@@ -53,19 +53,26 @@ class Offer:
 
     Hellos with equal offers mostly share one object, by which others can keep what they make of it.
 
-    versions: those of supported_versions without GREASE, or the legacy one where that extension is absent.
+    versions: those of supported_versions without GREASE, or the legacy one where that extension is absent. version: the
+    highest of them. ech, esni: whether that extension is there, real or GREASE.
     """
 
     __slots__ = (
         "alpn",
         "alpn_names",
         "ciphers",
+        "ech",
+        "esni",
         "extensions",
         "groups",
         "legacy_version",
+        "legacy_version_name",
+        "names_server",
         "point_formats",
         "signature_algorithms",
         "version",
+        "version_name",
+        "version_names",
         "versions",
     )
 
@@ -85,9 +92,12 @@ class Offer:
         self.version = max(self.versions)
         self.alpn = tuple(_names(_inside(body.get(ALPN), 2)))
         self.alpn_names = tuple(wire_text(name) for name in self.alpn)
-
-    def has(self, extension: int) -> bool:
-        return extension in self.extensions
+        self.legacy_version_name = _version_name(legacy_version)
+        self.version_name = _version_name(self.version)
+        self.version_names = tuple(map(_version_name, self.versions))
+        self.ech = ENCRYPTED_CLIENT_HELLO in extensions
+        self.esni = ENCRYPTED_SERVER_NAME in extensions
+        self.names_server = SERVER_NAME in extensions
 
 
 _kept_offer = lru_cache(_MOST_KEPT)(Offer)

@@ -70,7 +70,7 @@ def _ja4(offer: Offer, protocol: str) -> str:
         (
             protocol
             + _JA4_VERSIONS.get(offer.version, "00")
-            + ("d" if offer.has(SERVER_NAME) else "i")
+            + ("d" if offer.names_server else "i")
             + f"{min(len(ciphers), 99):02}{min(len(extensions), 99):02}"
             + _alpn_letters(offer.alpn),
             _hash_of_ciphers(tuple(sorted(ciphers))),

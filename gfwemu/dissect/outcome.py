@@ -45,7 +45,14 @@ class DeferredFacts(Mapping[str, FactValue]):
         return known[field]
 
     def get(self, field: str, default: Any = None) -> Any:
-        return self[field] if field in self._known or field in self._later else default
+        known = self._known
+        value = known.get(field)
+        if value is None:
+            compute = self._later.get(field)
+            if compute is None:
+                return default
+            value = known[field] = compute(self._source)
+        return value
 
     def __contains__(self, field: object) -> bool:
         return field in self._known or field in self._later

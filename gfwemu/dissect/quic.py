@@ -6,7 +6,6 @@ from bisect import bisect_left
 
 from gfwemu.dissect.client_hello import (
     CLIENT_HELLO,
-    ENCRYPTED_CLIENT_HELLO,
     HANDSHAKE_HEADER,
     ClientHello,
     read_client_hello,
@@ -192,7 +191,7 @@ class QuicSession:
             "quic.alpn": hello.offer.alpn_names,
             "quic.version": self._header.version.name,
             "quic.ja4": ja4(hello, "q"),
-            "quic.ech": hello.offer.has(ENCRYPTED_CLIENT_HELLO),
+            "quic.ech": hello.offer.ech,
             "quic.dcid_length": len(self._header.dcid),
         }
         spans = {}

@@ -4,17 +4,15 @@ from __future__ import annotations
 
 from bisect import bisect_right
 from collections.abc import Callable, Mapping
+from operator import attrgetter
 
 from gfwemu.dissect.client_hello import (
     CLIENT_HELLO,
-    ENCRYPTED_CLIENT_HELLO,
-    ENCRYPTED_SERVER_NAME,
     HANDSHAKE_HEADER,
     OTHER_VERSION,
     VERSION_NAMES,
     ClientHello,
     read_client_hello,
-    version_name,
 )
 from gfwemu.dissect.dissector import Dissector
 from gfwemu.dissect.fields import Field, FieldKind
@@ -163,16 +161,16 @@ def _joined(held: bytes | bytearray, data: bytes) -> bytes | bytearray:
 
 
 _LATER: Mapping[str, Callable[[ClientHello], FactValue]] = {
-    "tls.alpn": lambda hello: hello.offer.alpn_names,
-    "tls.version": lambda hello: version_name(hello.offer.version),
-    "tls.legacy_version": lambda hello: version_name(hello.offer.legacy_version),
-    "tls.versions": lambda hello: tuple(map(version_name, hello.offer.versions)),
-    "tls.ech": lambda hello: hello.offer.has(ENCRYPTED_CLIENT_HELLO),
-    "tls.esni": lambda hello: hello.offer.has(ENCRYPTED_SERVER_NAME),
+    "tls.alpn": attrgetter("offer.alpn_names"),
+    "tls.version": attrgetter("offer.version_name"),
+    "tls.legacy_version": attrgetter("offer.legacy_version_name"),
+    "tls.versions": attrgetter("offer.version_names"),
+    "tls.ech": attrgetter("offer.ech"),
+    "tls.esni": attrgetter("offer.esni"),
     "tls.ciphers": cipher_text,
     "tls.ja3": ja3,
     "tls.ja4": lambda hello: ja4(hello, "t"),
-    "tls.hello_length": lambda hello: hello.length,
+    "tls.hello_length": attrgetter("length"),
 }
 
 

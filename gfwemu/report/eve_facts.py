@@ -83,8 +83,9 @@ def protocol_object(protocol: str, facts: Mapping[str, Fact]) -> tuple[str, dict
         return "metadata", {"flowvars": variables}
     content: dict[str, Json] = {}
     for field, (member, form) in members.items():
-        if field in facts:
-            content[member] = _formed(facts[field], form)
+        value = facts.get(field)
+        if value is not None:
+            content[member] = value if form == _TEXT and isinstance(value, str) else _formed(value, form)
     if protocol == "dns":
         content["version"] = _DNS_LOG_VERSION
         content.setdefault("type", "query")
@@ -145,7 +146,7 @@ def _value_text(name: str, value: Any) -> str:
     if kind is int:
         return str(value)
     if kind is tuple or kind is list:
-        return f"[{','.join([_value_text(name, item) for item in value])}]"
+        return f"[{','.join(map(json_text, value))}]"
     if kind is dict:
         return f"{{{members_text(value)}}}"
     return json_text(plain_value(name, value))
