@@ -66,6 +66,9 @@ class Placement(Enum):
     ON_PATH = "on-path"
     IN_PATH = "in-path"
 
+    __hash__ = object.__hash__
+    """As of Direction."""
+
 
 class Verdict(Enum):
     """The kernel's answer for one packet."""

@@ -5,11 +5,12 @@ from __future__ import annotations
 from gfwemu.dissect.dns_answer import build_answer
 from gfwemu.dissect.dns_message import Query
 from gfwemu.engine.forge import Forged, InjectorState, Trigger, content_of, firing, moment
-from gfwemu.model import Transport, address_bytes
+from gfwemu.model import FiveTuple, Transport, address_bytes
 from gfwemu.rules.actions import Injector, NameGroup, Poison
 from gfwemu.wire.build import build_udp
 
 _A, _AAAA = 1, 28
+_TCP = int(Transport.TCP)
 _RCODES = {"noerror": 0, "servfail": 2, "nxdomain": 3, "refused": 5}
 _TEREDO = bytes.fromhex("20010000") + bytes(8)
 """RFC 4380 section 2.6 puts server, flags and port between prefix and address; the forgeries have zeros there."""
@@ -71,12 +72,12 @@ def _draw(
 
 
 def _packets(state: InjectorState, injector: Injector, trigger: Trigger, answer: bytes, delay: float) -> list[Forged]:
-    if trigger.flow.proto == Transport.TCP:
+    if trigger.packet.proto == _TCP:
         return content_of(state, injector, delay, trigger, len(answer).to_bytes(2, "big") + answer)
     burst = state.burst(injector, trigger.packet)
     packet = trigger.packet
     data = build_udp(
-        packet.five_tuple.reversed(),
+        FiveTuple(packet.proto, packet.dst, packet.dport, packet.src, packet.sport),
         answer,
         ttl=burst.header("ttl"),
         ip_id=burst.header("ip_id"),

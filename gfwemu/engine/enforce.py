@@ -54,6 +54,8 @@ from gfwemu.wire.packet import Packet, TcpFlags
 
 # A member of an enumeration is slow to reach and to compute with.
 _TCP = int(Transport.TCP)
+_TO_SERVER = Direction.TO_SERVER
+_ON_PATH, _IN_PATH = Placement.ON_PATH, Placement.IN_PATH
 _SYN, _RST, _ACK = int(TcpFlags.SYN), int(TcpFlags.RST), int(TcpFlags.ACK)
 
 _RESETS = frozenset({"reset", "fin", "rewrite_to_reset"})
@@ -115,7 +117,7 @@ class Enforcer:
         if work.packet.proto == _TCP and not work.packet.flags & _RST:
             work.inject(self._residual_packets(rule, residual, work), rule)
             work.touch(rule, "residual reset")
-        if rule.placement is Placement.IN_PATH:
+        if rule.placement is _IN_PATH:
             work.drop(rule)
 
     def _residual_packets(self, rule: CompiledRule, residual: Residual, work: Work) -> list[Forged]:
@@ -124,13 +126,13 @@ class Enforcer:
         injectors = order.injectors if residual.injectors is None else residual.injectors
         trigger = self._trigger(rule, work)
         is_syn = work.packet.flags & (_SYN | _ACK) == _SYN
-        if residual.syn == "forged_synack" and is_syn and work.direction is Direction.TO_SERVER:
+        if residual.syn == "forged_synack" and is_syn and work.direction is _TO_SERVER:
             return forge_wrong_syn_ack(self._injectors, injectors[0], trigger)
         flags = "FA" if isinstance(action, Fin) else "RA"
         return forge_closes(self._injectors, injectors, trigger, residual.towards or order.towards, flags)
 
     def _trigger(self, rule: CompiledRule, work: Work) -> Trigger:
-        passed = rule.placement is Placement.ON_PATH
+        passed = rule.placement is _ON_PATH
         tcb = None if work.blocked else work.flow.tcb
         expected = None if tcb is None else tcb.expected(work.direction, passed=passed)
         return Trigger(
@@ -161,10 +163,10 @@ class Enforcer:
         """Injects; in-path the trigger is dropped, and the rest of the flow unless it goes on, as with `repeat`."""
         work.inject(forged, rule)
         work.touch(rule, note)
-        if rule.placement is Placement.IN_PATH:
+        if rule.placement is _IN_PATH:
             work.drop(rule)
         if not (flow_goes_on or rule.repeat):
-            in_path = rule.placement is Placement.IN_PATH
+            in_path = rule.placement is _IN_PATH
             decision.terminal = DropFlow(rule, "both", work.now) if in_path else PassFlow()
 
     def _treat(self, rule: CompiledRule, work: Work, decision: Decision, treatment: Treatment) -> None:

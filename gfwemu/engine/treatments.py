@@ -10,11 +10,15 @@ from operator import itemgetter
 from gfwemu.engine.forge import Forged
 from gfwemu.engine.work import Work
 from gfwemu.flow.flow import Flow, direction_index
-from gfwemu.model import Direction, FiveTuple, Transport, Verdict
+from gfwemu.model import Direction, FiveTuple, Transport, Verdict, record
 from gfwemu.rules.actions import Delay, Freeze, IcmpUnreachable, Lose, Throttle, Way
 from gfwemu.rules.compiled import CompiledRule
 from gfwemu.wire.build import build_icmp_unreachable, replace_endpoints, to_reset
 from gfwemu.wire.packet import Packet, TcpFlags
+
+# A member of an enumeration, and its value, are slow to reach.
+_ACCEPT = Verdict.ACCEPT
+_WAYS = {direction: direction.value for direction in Direction}
 
 # RFC 792: destination unreachable, source quench, redirect, time exceeded, parameter problem.
 _ICMP_ERRORS = frozenset({3, 4, 5, 11, 12})
@@ -27,10 +31,10 @@ def _is_icmp_error(packet: Packet) -> bool:
 
 
 def covers(way: Way, direction: Direction) -> bool:
-    return way == "both" or way == direction.value
+    return way == "both" or way == _WAYS[direction]
 
 
-@dataclass(frozen=True, slots=True)
+@record
 class PassFlow:
     """Nothing more is done to this flow."""
 
@@ -38,10 +42,10 @@ class PassFlow:
         """The packet stays as it is."""
 
     def offload(self, now: float) -> Verdict | None:
-        return Verdict.ACCEPT
+        return _ACCEPT
 
 
-@dataclass(frozen=True, slots=True)
+@record
 class DropFlow:
     """Packets in that direction vanish from `since` on."""
 

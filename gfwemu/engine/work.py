@@ -50,7 +50,7 @@ class Work:
             self.reason = f"{self.reason}; {note}" if self.reason else note
 
     def inject(self, forged: list[Forged], rule: CompiledRule) -> None:
-        self.forged.extend((packet, rule) for packet in forged)
+        self.forged += [(packet, rule) for packet in forged]
 
 
 class Treatment(Protocol):

@@ -71,6 +71,7 @@ _FLOW_REASONS: Mapping[str, str] = {
 }
 
 _DROP_FLAGS = tuple((name, int(TcpFlags[name.upper()])) for name in ("syn", "ack", "psh", "rst", "urg", "fin"))
+_TO_CLIENT = Direction.TO_CLIENT
 _DIRECTIONS: Mapping[Direction | None, str] = {
     None: "",
     **{direction: f',"direction":"{direction.value}"' for direction in Direction},
@@ -213,7 +214,7 @@ def _common(time: float, kind: str, flow: FlowRef, direction: Direction | None) 
     protocol = f',"app_proto":{json_text(flow.protocol)}' if flow.protocol else ""
     return (
         f'"timestamp":"{timestamp(time)}","flow_id":{flow.flow_id},"event_type":"{kind}",'
-        f"{back if direction is Direction.TO_CLIENT else forth}{protocol}{_DIRECTIONS[direction]}{community_id}"
+        f"{back if direction is _TO_CLIENT else forth}{protocol}{_DIRECTIONS[direction]}{community_id}"
     )
 
 

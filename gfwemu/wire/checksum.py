@@ -7,7 +7,9 @@ import struct
 from gfwemu.model import Transport
 from gfwemu.wire.packet import Packet
 
+# A member of an enumeration is slow to reach and to compare.
 _UDP = int(Transport.UDP)
+_CHECKED = frozenset({int(Transport.TCP), _UDP})
 
 CHECKSUM_OFFSETS: dict[int, int] = {Transport.ICMP: 2, Transport.TCP: 16, Transport.UDP: 6, Transport.ICMPV6: 2}
 """Bytes from the start of the transport header to its checksum."""
@@ -58,10 +60,10 @@ def checksum_ok(packet: Packet) -> bool:
     True for everything that cannot be checked: other protocols and fragments. UDP without a checksum is right over
     IPv4 and wrong over IPv6 (RFC 8200 section 8.1). A segment that was cut short on its way here is wrong.
     """
-    if packet.proto not in (Transport.TCP, Transport.UDP) or packet.is_fragment:
+    if packet.proto not in _CHECKED or packet.is_fragment:
         return True
     segment = packet.raw[packet.transport_offset :]
-    if packet.proto == Transport.UDP:
+    if packet.proto == _UDP:
         length, checksum = struct.unpack_from("!HH", segment, 4)
         if checksum == 0:
             return packet.version == 4
