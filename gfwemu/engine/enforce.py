@@ -36,6 +36,8 @@ from gfwemu.engine.work import Decision, Modifier, Treatment, Work
 from gfwemu.flow.flow import Flow
 from gfwemu.model import Direction, Placement, Transport, address_bytes, address_text
 from gfwemu.rules.actions import (
+    Alert,
+    Blockpage,
     Delay,
     Drop,
     Fin,
@@ -43,11 +45,14 @@ from gfwemu.rules.actions import (
     IcmpUnreachable,
     Lose,
     Pass,
+    Poison,
+    Probe,
     Redirect,
     Reset,
     Residual,
     RewriteToReset,
     Throttle,
+    TlsAlert,
 )
 from gfwemu.rules.compiled import CompiledRule
 from gfwemu.wire.packet import Packet, TcpFlags
@@ -81,27 +86,26 @@ class Enforcer:
     def enforce(self, rule: CompiledRule, work: Work, decision: Decision, query: Query | None) -> None:
         """`query`: the DNS query that matched, if it is one; only `poison` reads it."""
         action: Any = rule.action
-        # By name: to ask an object of a checked model for its class takes long, and a reset should not.
-        match rule.action_name:
-            case "poison":
+        match action:
+            case Poison():
                 trigger = self._trigger(rule, work)
                 forged = [] if query is None else forge_answers(self._injectors, action, trigger, query)
                 self._inject_and(rule, work, decision, forged, "answer forged", flow_goes_on=True)
-            case "alert":
+            case Alert():
                 work.touch(rule, "alert")
-            case "probe":
+            case Probe():
                 work.touch(rule, "probes ordered")
-            case "throttle" | "delay" | "lose":
+            case Throttle() | Delay() | Lose():
                 decision.modifiers += (self._modifier(rule, work, decision),)
-            case "reset":
+            case Reset():
                 self._close(rule, work, decision, action, "RA")
-            case "fin":
+            case Fin():
                 self._close(rule, work, decision, action, "FA")
-            case "blockpage":
+            case Blockpage():
                 self._content(rule, work, decision, http_response(action), "block page sent")
-            case "redirect" if action.location:
+            case Redirect() if action.location:
                 self._content(rule, work, decision, http_response(action), "redirect sent")
-            case "tls_alert":
+            case TlsAlert():
                 self._content(rule, work, decision, tls_alert_record(action), "TLS alert sent")
             case _:
                 self._treat(rule, work, decision, self._terminal(rule, work))
