@@ -20,8 +20,8 @@ _INTERFACE, _SIMPLE_PACKET, _ENHANCED_PACKET = 1, 3, 6
 _SHB_APPLICATION, _IF_NAME, _IF_TSRESOL, _IF_TSOFFSET = 4, 2, 9, 14
 _LONGEST_BLOCK = 16_777_216
 _MOST_INTERFACES = 65_536
-_PIECE = 1 << 18
-"""Bytes that are read at once."""
+_PIECE = 1 << 16
+"""Bytes that are read at once. For many more the C library has the kernel map fresh memory, page by page, each time."""
 
 _new = tuple.__new__
 """As Frame(...), in half the time."""
