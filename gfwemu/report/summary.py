@@ -21,8 +21,8 @@ from gfwemu.engine.records import (
     RuleHit,
     ServerBlocked,
 )
-from gfwemu.model import Direction, address_text
-from gfwemu.report.eve_facts import probe_evidence, proto_name, protocol_object, protocol_of
+from gfwemu.model import Direction, address_text, record
+from gfwemu.report.eve_facts import probe_evidence, proto_name, protocol_of
 from gfwemu.rules.compiled import Fact
 
 Event = Mapping[str, Any]
@@ -30,15 +30,17 @@ Event = Mapping[str, Any]
 HARMLESS = frozenset({"pass", "alert", "probe"})
 """Actions after which a flow still counts as untouched."""
 
-_NAME_MEMBERS: tuple[tuple[str, str], ...] = (
-    ("tls", "sni"),
-    ("quic", "sni"),
-    ("http", "hostname"),
-    ("dns", "rrname"),
+_NAMES: tuple[tuple[str, str, str], ...] = (
+    ("tls", "sni", "tls.sni"),
+    ("quic", "sni", "quic.sni"),
+    ("http", "hostname", "http.host"),
+    ("dns", "rrname", "dns.qname"),
 )
+"""Where a flow's name stands: the object of an event, its member, and the field of which that is made."""
+_NAME_FIELDS = {kind: field for kind, _, field in _NAMES}
 
 
-@dataclass(frozen=True, slots=True)
+@record
 class Endpoints:
     """A flow's ends as text, client first; ports are 0 where there are none."""
 
@@ -323,7 +325,7 @@ def _evidence(told: Event) -> Evidence:
 
 
 def _name(event: Event) -> str:
-    for kind, member in _NAME_MEMBERS:
+    for kind, member, _ in _NAMES:
         value = event.get(kind, {}).get(member)
         if value:
             return str(value)
@@ -331,6 +333,6 @@ def _name(event: Event) -> str:
 
 
 def _name_in(recognised: str, facts: Mapping[str, Fact]) -> str:
-    """The name that the event of a message with these facts shows, in the order of _NAME_MEMBERS."""
-    kind, content = protocol_object(protocol_of(recognised, facts), facts)
-    return next((str(content[member]) for name, member in _NAME_MEMBERS if name == kind and content.get(member)), "")
+    """The name that the event of a message with these facts shows."""
+    field = _NAME_FIELDS.get(protocol_of(recognised, facts))
+    return "" if field is None else str(facts.get(field) or "")
