@@ -53,7 +53,7 @@ def evidence_of(
     evidence: list[Evidence] = []
     for condition, value, entry in found:
         span = spans.get(condition.field)
-        text = _value_text(condition.field, value)
+        text = value if isinstance(value, str) else _value_text(condition.field, value)
         if span is None:
             excerpt = (
                 value[:EXCERPT_BYTES] if isinstance(value, bytes) and condition.field.startswith("payload") else b""
@@ -66,8 +66,6 @@ def evidence_of(
 
 
 def _value_text(field: str, value: Fact) -> str:
-    if isinstance(value, str):
-        return value
     if isinstance(value, bytes):
         return address_text(value) if field.startswith("ip.") else value[:EXCERPT_BYTES].hex(" ")
     if isinstance(value, tuple):

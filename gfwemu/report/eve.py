@@ -33,12 +33,13 @@ from gfwemu.model import Direction, FiveTuple, Placement, address_text
 from gfwemu.report.community_id import known_community_id
 from gfwemu.report.eve_facts import (
     Json,
-    json_text,
     members_text,
     probe_evidence,
     proto_name,
     protocol_of,
     protocol_text,
+    quoted,
+    texts_text,
 )
 from gfwemu.rules.compiled import Fact
 from gfwemu.wire.packet import TcpFlags
@@ -211,7 +212,7 @@ def _head(time: float, kind: str) -> str:
 def _common(time: float, kind: str, flow: FlowRef, direction: Direction | None) -> str:
     """The common section. Without a direction it is an event of the flow, not of a packet."""
     forth, back, community_id = _ends(flow.tuple)
-    protocol = f',"app_proto":{json_text(flow.protocol)}' if flow.protocol else ""
+    protocol = f',"app_proto":{quoted(flow.protocol)}' if flow.protocol else ""
     return (
         f'"timestamp":"{timestamp(time)}","flow_id":{flow.flow_id},"event_type":"{kind}",'
         f"{back if direction is _TO_CLIENT else forth}{protocol}{_DIRECTIONS[direction]}{community_id}"
@@ -274,12 +275,12 @@ def _evidence_member(evidence: tuple[Evidence, ...]) -> str:
 
 
 def _evidence(evidence: Evidence) -> str:
-    value = f',"value":{json_text(evidence.value)}' if evidence.value else ""
-    entry = f',"entry":{json_text(evidence.entry)}' if evidence.entry else ""
+    value = f',"value":{quoted(evidence.value)}' if evidence.value else ""
+    entry = f',"entry":{quoted(evidence.entry)}' if evidence.entry else ""
     offset = "" if evidence.offset is None else f',"offset":{evidence.offset}'
     length = "" if evidence.length is None else f',"length":{evidence.length}'
     excerpt = f',"excerpt":"{evidence.excerpt.hex()}"' if evidence.excerpt else ""
-    return f'{{"field":{json_text(evidence.field)}{value}{entry}{offset}{length}{excerpt}}}'
+    return f'{{"field":{quoted(evidence.field)}{value}{entry}{offset}{length}{excerpt}}}'
 
 
 _common_evidence = lru_cache(maxsize=1024)(_evidence)
@@ -386,7 +387,7 @@ def _flow(flow: FlowEnded) -> Event:
         f'"age":{max(0, int(flow.last - flow.start))},"state":"{flow.state}","reason":"{reason}",'
         f'"alerted":{"true" if flow.rules else "false"}{action}}}'
     )
-    rules = f',"rules":{json_text(flow.rules)}' if flow.rules else ""
+    rules = f',"rules":{texts_text(flow.rules)}' if flow.rules else ""
     censor = (
         f'"kind":"flow","dropped":{flow.dropped},"injected":{flow.injected},"reason":"{flow.reason}"'
         f"{rules}{_facts_member(flow.facts)}"

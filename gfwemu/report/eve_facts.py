@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 from collections.abc import Mapping
+from json.encoder import encode_basestring_ascii
 from typing import Any
 
 from gfwemu.engine.records import Evidence, ServerBlocked
@@ -12,8 +13,10 @@ from gfwemu.rules.compiled import Fact
 
 Json = None | bool | int | float | str | list["Json"] | dict[str, "Json"]
 
-json_text = json.JSONEncoder(separators=(",", ":"), check_circular=False).encode
-"""Fast for a text alone; for an object it makes all that it needs anew."""
+quoted = encode_basestring_ascii
+"""A text as JSON. An encoder would do the same and look first at what it has been given."""
+
+_encode = json.JSONEncoder(separators=(",", ":"), check_circular=False).encode
 
 _TEXT, _TEXTS, _HASH, _TLS_VERSION, _DNS_TYPE = "text", "texts", "hash", "tls version", "dns type"
 
@@ -133,7 +136,7 @@ def members_text(members: Mapping[str, Any]) -> str:
     """Facts or plain values as members of a JSON object, without the braces. Their names need no escapes."""
     return ",".join(
         [
-            f'"{name}":{json_text(value) if value.__class__ is str else _value_text(name, value)}'
+            f'"{name}":{quoted(value) if value.__class__ is str else _value_text(name, value)}'
             for name, value in members.items()
         ]
     )
@@ -145,11 +148,18 @@ def _value_text(name: str, value: Any) -> str:
         return "true" if value else "false"
     if kind is int:
         return str(value)
-    if kind is tuple or kind is list:
-        return f"[{','.join(map(json_text, value))}]"
+    if kind is tuple:
+        return texts_text(value)
+    if kind is list:
+        return f"[{','.join(map(_encode, value))}]"
     if kind is dict:
         return f"{{{members_text(value)}}}"
-    return json_text(plain_value(name, value))
+    return _encode(plain_value(name, value))
+
+
+def texts_text(texts: tuple[str, ...]) -> str:
+    """As a JSON list."""
+    return f"[{','.join(map(quoted, texts))}]"
 
 
 def probe_evidence(block: ServerBlocked) -> tuple[Evidence, ...]:
