@@ -67,6 +67,20 @@ def test_ordinary_packets_are_told(src: bytes, dst: bytes, payload: bytes, paddi
     assert midflow_packet(datagram + padding) == (ends_of(key._replace(proto=17)), len(datagram), True)
 
 
+@pytest.mark.parametrize("size", [12, 13, 16, 40])
+def test_lengths_that_lie_are_read_as_the_parser_reads_them(size: int) -> None:
+    segment = build_tcp(FiveTuple(6, V4[0], 1, V4[1], 2), seq=1, ack=2, flags=0x10, payload=bytes(size - 12))
+    datagram = build_udp(FiveTuple(17, V4[0], 1, V4[1], 2), bytes(size))
+    lies = [segment[:32] + bytes([words << 4]) + segment[33:] for words in range(16)]
+    lies += [datagram[:24] + struct.pack("!H", length) + datagram[26:] for length in (0, 7, 8, 9, 20, 900)]
+    lies += [whole[:2] + struct.pack("!H", length) + whole[4:] for whole in lies for length in (0, 39, 40, 41, 900)]
+    for data in lies:
+        told, packet = midflow_packet(data), parse_packet(data)
+        if told is not None:
+            assert isinstance(packet, Packet)
+            assert told[1:] == (len(packet.raw), bool(packet.payload)), data.hex()
+
+
 @pytest.mark.parametrize("flags", [0x02, 0x12, 0x11, 0x04, 0x14])
 def test_packets_that_open_or_close_are_not(flags: int) -> None:
     assert midflow_packet(build_tcp(FiveTuple(6, V4[0], 1, V4[1], 2), seq=1, ack=2, flags=flags)) is None
