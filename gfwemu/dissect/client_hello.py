@@ -51,25 +51,26 @@ def without_grease(values: tuple[int, ...]) -> tuple[int, ...]:
 class Offer:
     """What a program offers alike in each of its ClientHellos, in wire order and with GREASE values.
 
-    Hellos with equal offers mostly share one object, by which others can keep what they make of it.
+    Hellos with equal offers mostly share one object, by which others can keep what they make of it. Long lists stay
+    bytes, for each flow may have an offer of its own.
 
     versions: those of supported_versions without GREASE, or the legacy one where that extension is absent. version: the
     highest of them. ech, esni: whether that extension is there, real or GREASE.
     """
 
     __slots__ = (
+        "_algorithms",
+        "_ciphers",
+        "_groups",
         "alpn",
         "alpn_names",
-        "ciphers",
         "ech",
         "esni",
         "extensions",
-        "groups",
         "legacy_version",
         "legacy_version_name",
         "names_server",
         "point_formats",
-        "signature_algorithms",
         "version",
         "version_name",
         "version_names",
@@ -82,13 +83,13 @@ class Offer:
         """bodies: of the extensions that are read here, by their numbers. Raises MalformedBytes."""
         body = dict(bodies)
         self.legacy_version = legacy_version
-        self.ciphers = _numbers(ciphers, "cipher suites")
+        self._ciphers = _pairs(ciphers, "cipher suites")
         self.extensions = extensions
-        self.groups = _numbers(_inside(body.get(SUPPORTED_GROUPS), 2), "supported groups")
+        self._groups = _pairs(_inside(body.get(SUPPORTED_GROUPS), 2), "supported groups")
         self.point_formats = _inside(body.get(EC_POINT_FORMATS), 1)
-        self.signature_algorithms = _numbers(_inside(body.get(SIGNATURE_ALGORITHMS), 2), "signature algorithms")
-        versions = _numbers(_inside(body.get(SUPPORTED_VERSIONS), 1), "supported versions")
-        self.versions = without_grease(versions) or (legacy_version,)
+        self._algorithms = _pairs(_inside(body.get(SIGNATURE_ALGORITHMS), 2), "signature algorithms")
+        versions = _pairs(_inside(body.get(SUPPORTED_VERSIONS), 1), "supported versions")
+        self.versions = without_grease(_numbers(versions)) or (legacy_version,)
         self.version = max(self.versions)
         self.alpn = tuple(_names(_inside(body.get(ALPN), 2)))
         self.alpn_names = tuple(wire_text(name) for name in self.alpn)
@@ -98,6 +99,18 @@ class Offer:
         self.ech = ENCRYPTED_CLIENT_HELLO in extensions
         self.esni = ENCRYPTED_SERVER_NAME in extensions
         self.names_server = SERVER_NAME in extensions
+
+    @property
+    def ciphers(self) -> tuple[int, ...]:
+        return _numbers(self._ciphers)
+
+    @property
+    def groups(self) -> tuple[int, ...]:
+        return _numbers(self._groups)
+
+    @property
+    def signature_algorithms(self) -> tuple[int, ...]:
+        return _numbers(self._algorithms)
 
 
 _kept_offer = lru_cache(_MOST_KEPT)(Offer)
@@ -206,10 +219,14 @@ def _inside(body: bytes | None, prefix: int) -> bytes:
     return body[start:end]
 
 
-def _numbers(pairs: bytes, what: str) -> tuple[int, ...]:
-    """Of 16 bits each."""
-    if len(pairs) % 2:
-        raise MalformedBytes(f"{what}: odd length {len(pairs)}")
+def _pairs(data: bytes, what: str) -> bytes:
+    """The bytes of a list of 16-bit numbers."""
+    if len(data) % 2:
+        raise MalformedBytes(f"{what}: odd length {len(data)}")
+    return data
+
+
+def _numbers(pairs: bytes) -> tuple[int, ...]:
     return struct.unpack(f"!{len(pairs) // 2}H", pairs)
 
 
