@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import random
-from collections.abc import Iterable
+from collections.abc import Sequence
 
 from gfwemu.dissect.dissector import Dissector
 from gfwemu.dissect.outcome import Confirm, DeferredFacts, Message, Reject, Session
@@ -110,17 +110,15 @@ class Inspector:
         return self._feed(flow, direction, packet.payload)
 
     def _feed(self, flow: Flow, direction: Direction, data: bytes) -> list[Message]:
-        sessions: Iterable[tuple[Dissector, Session]]
+        sessions: Sequence[tuple[Dissector, Session | None]]
         if flow.sessions is None:
-            # Opened one by one, since the first that recognises its protocol ends the search.
-            dissectors = self._by_transport.get(flow.tuple.proto, [])
-            sessions = ((dissector, dissector.open(self._options.dissect)) for dissector in dissectors)
-            had_any = bool(dissectors)
+            sessions = [(dissector, None) for dissector in self._by_transport.get(flow.tuple.proto, [])]
         else:
             sessions = flow.sessions
-            had_any = bool(sessions)
         alive = []
-        for dissector, session in sessions:
+        for dissector, opened in sessions:
+            # Opened one by one, since the first that recognises its protocol ends the search.
+            session = dissector.open(self._options.dissect) if opened is None else opened
             outcome = session.feed(direction, data)
             if isinstance(outcome, Reject):
                 continue
@@ -131,7 +129,7 @@ class Inspector:
                 return [_named(message, dissector.name) for message in outcome.messages]
             alive.append((dissector, session))
         flow.sessions = tuple(alive)
-        if had_any and not alive and not flow.confirmed:
+        if sessions and not alive and not flow.confirmed:
             return [UNKNOWN]
         return []
 
