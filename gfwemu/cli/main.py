@@ -7,7 +7,7 @@ import sys
 
 import click
 
-from gfwemu import __version__
+from gfwemu import __version__, interpreted
 from gfwemu.errors import GfwemuError
 
 COMMANDS: dict[str, str] = {
@@ -43,7 +43,11 @@ class LazyGroup(click.Group):
 
 
 @click.group(cls=LazyGroup, context_settings={"help_option_names": ["-h", "--help"]})
-@click.version_option(__version__, prog_name="gfwemu")
+@click.version_option(
+    __version__,
+    prog_name="gfwemu",
+    message=f"%(prog)s, version %(version)s, {f'interpreted: {interpreted}' if interpreted else 'compiled'}",
+)
 def cli() -> None:
     """Put any program behind an emulated national firewall, in a private network of Linux namespaces.
 

@@ -11,6 +11,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Literal
 
+from gfwemu import interpreted
 from gfwemu.errors import CapabilityError
 from gfwemu.kernel.conntrack import clear_connection_marks
 from gfwemu.kernel.hop import nft_statement, set_xtables_hop, spread_lines
@@ -55,6 +56,11 @@ def _privileges() -> None:
     ]
     if lacking:
         raise LacksError(f"without {', '.join(lacking)}")
+
+
+def _compiled() -> None:
+    if interpreted:
+        raise LacksError(interpreted)
 
 
 def _programs(*names: str) -> Callable[[], None]:
@@ -195,6 +201,13 @@ HOST_PROBES: tuple[Probe, ...] = (
         "exercises and demos",
         _INSTALL.format("curl bind9-dnsutils tcpdump conntrack"),
         _programs("curl", "dig", "tcpdump", "conntrack"),
+    ),
+    Probe(
+        "compiled modules",
+        "extra",
+        "two to three times the speed",
+        "lab/setup compiles them; GFWEMU_INTERPRETED must not be set.",
+        _compiled,
     ),
 )
 

@@ -7,6 +7,8 @@ import platform
 import re
 from pathlib import Path
 
+from gfwemu import interpreted
+
 
 def describe() -> dict[str, str | int | float]:
     """The machine, its kernel and its load before anything is measured."""
@@ -15,7 +17,8 @@ def describe() -> dict[str, str | int | float]:
         "cpus": len(os.sched_getaffinity(0)),
         "memory_gib": round(int((_field("/proc/meminfo", "MemTotal") or "0").split()[0]) / (1 << 20), 1),
         "kernel": f"{platform.system()} {platform.release()}",
-        "python": f"{platform.python_implementation()} {platform.python_version()}",
+        "python": f"{platform.python_implementation()} {platform.python_version()}"
+        + (", interpreted" if interpreted else ", compiled"),
         "load": round(os.getloadavg()[0], 1),
     }
 

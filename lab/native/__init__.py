@@ -1,0 +1,1 @@
+"""Compiling the modules that packets go through, for lab/setup."""
