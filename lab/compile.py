@@ -69,8 +69,10 @@ def main() -> int:
     print(_PROGRESS, flush=True)
     try:
         _compile(digest, state)
-    except (RefusedError, OSError) as error:
-        print(_REFUSED.format(error), file=sys.stderr)
+    except Exception as error:
+        # Whatever mypyc comes to grief over, what is interpreted goes on working.
+        reason = str(error).partition("\n")[0]
+        print(_REFUSED.format(reason if isinstance(error, RefusedError | OSError) else repr(error)), file=sys.stderr)
     return 0
 
 
