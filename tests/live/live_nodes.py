@@ -10,6 +10,7 @@ import time
 from collections.abc import Callable
 from dataclasses import dataclass
 from ipaddress import ip_address
+from itertools import count
 from types import TracebackType
 from typing import Any
 
@@ -28,6 +29,9 @@ while order := control.recv(64):
 _EVERY_PROTOCOL = 3  # ETH_P_ALL, <linux/if_ether.h>
 _TIMESTAMPS = 35  # SO_TIMESTAMPNS, <asm-generic/socket.h>
 _BUFFER = 8 << 20
+
+_PORTS = count(20_000)
+"""Below those that the kernel chooses itself (ip_local_port_range)."""
 
 
 class Node:
@@ -96,8 +100,8 @@ class Node:
         made = self.socket(family_of(address or source), socket.SOCK_DGRAM)
         made.settimeout(5)
         made.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
-        if source or local_port:
-            made.bind((source, local_port))
+        # Another test's port, drawn by chance, would go on with what the censor knows of that test's flow.
+        made.bind((source, local_port or next(_PORTS)))
         if address:
             made.connect((address, port))
         return made
