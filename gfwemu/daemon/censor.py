@@ -8,6 +8,7 @@ import sys
 import traceback
 from collections.abc import Callable, Iterable
 from contextlib import suppress
+from functools import partial
 from typing import Any
 
 from gfwemu.daemon.clock import now as clock
@@ -18,7 +19,7 @@ from gfwemu.engine.records import EngineFault
 from gfwemu.kernel.inject import Injector
 from gfwemu.kernel.queue import PacketQueue, QueueOptions, bulk_queue, queue_losses
 from gfwemu.kernel.table import Table
-from gfwemu.model import Side, Verdict
+from gfwemu.model import Side, Transport, Verdict
 from gfwemu.rules.compiled import RuleSet
 
 _BATCH = 64
@@ -36,6 +37,7 @@ _FULL_COLLECTION = 60
 
 # A member of an enumeration is slow to reach, and there are many packets.
 _ACCEPT = Verdict.ACCEPT
+_UDP = int(Transport.UDP)
 
 
 class Censor:
@@ -228,10 +230,11 @@ class Censor:
             elif isinstance(command, Report):
                 self.output(self._outputs.commanded, command, now, b"", None)
             elif isinstance(command, Inject):
-                # What was accepted before leaves before, and who sees what was injected finds it in the log.
-                self._let_out()
-                queue.flush()
-                self._injector.send(command.data)
+                # What was accepted before leaves before.
+                queue.afterwards(partial(self._inject, command.data))
+                if not _is_datagram(command.data):
+                    # What its receiver takes it for depends on what came before.
+                    queue.flush()
             elif isinstance(command, SetTimer):
                 self._timer_at = command.at
             elif isinstance(command, Hold):
@@ -243,6 +246,11 @@ class Censor:
             if tells:
                 self._tell(command, now)
         return held
+
+    def _inject(self, data: bytes) -> None:
+        """Who sees what was injected finds it in the log."""
+        self._let_out()
+        self._injector.send(data)
 
     def _let_out(self) -> None:
         """Nothing that was told waits any more for being written."""
@@ -294,6 +302,10 @@ class Censor:
     def _fault(self, now: float, error: str) -> None:
         say(f"the engine failed, and its `on_error` was applied; please report this:\n{error}")
         self._perform([Report(EngineFault(now, error))], now)
+
+
+def _is_datagram(data: bytes) -> bool:
+    return data[9 if data[0] >> 4 == 4 else 6] == _UDP
 
 
 class Outlet:

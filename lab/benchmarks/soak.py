@@ -56,7 +56,7 @@ def soak(bench: Bench, seconds: float, tell: Callable[[str], None]) -> Soak:
     with (
         bench.censored() as stage,
         stage.serve("answers", _ANSWER, 443, 8443, 9443, 10443),
-        stage.serve("resolver", 53),
+        stage.serve("resolver", ALLOWED_SERVER, 53),
         stage.serve("sink", UNSETTLED_PORT),
     ):
         rates = _ceilings(bench, stage)

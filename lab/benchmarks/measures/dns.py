@@ -23,7 +23,11 @@ def measure(bench: Bench) -> list[Figure]:
     rounds = Rounds()
     scale = bench.scale
     queries = bench.queries()
-    with bench.both() as (plain, censored), plain.serve("resolver", 53), censored.serve("resolver", 53):
+    with (
+        bench.both() as (plain, censored),
+        plain.serve("resolver", ALLOWED_SERVER, 53),
+        censored.serve("resolver", ALLOWED_SERVER, 53),
+    ):
         for _ in range(scale.rounds):
             rate, _ = query_rate(plain, queries, scale.seconds)
             rounds.add(plain=rate)

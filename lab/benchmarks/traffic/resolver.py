@@ -1,4 +1,7 @@
-"""On a server: answers every DNS query with NXDOMAIN (RFC 1035 section 4.1.1), until stdin ends. argv: port."""
+"""On a server: answers every DNS query with NXDOMAIN (RFC 1035 section 4.1.1), until stdin ends.
+
+argv: address, port.
+"""
 
 import os
 import select
@@ -10,7 +13,7 @@ import threading
 def main() -> None:
     server = socket.socket(socket.AF_INET, socket.SOCK_DGRAM)
     server.setsockopt(socket.SOL_SOCKET, socket.SO_RCVBUF, 4 << 20)
-    server.bind(("0.0.0.0", int(sys.argv[1])))
+    server.bind((sys.argv[1], int(sys.argv[2])))
     threading.Thread(target=end_with_stdin, daemon=True).start()
     print("ready", flush=True)
     query = bytearray(2048)
