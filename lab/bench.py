@@ -22,7 +22,7 @@ import click
 from benchmarks import machine
 from benchmarks.censor import MeasureError
 from benchmarks.figures import Figure
-from benchmarks.measures import bulk, connections, dns, flows, latency, load, packets, reload, replay, reset
+from benchmarks.measures import bulk, connections, dns, flows, latency, load, packets, reload, replay, reset, throttle
 from benchmarks.soak import soak
 from benchmarks.stage import QUICK, Bench, Scale
 from benchmarks.table import machine_words, make_table
@@ -33,7 +33,19 @@ from gfwemu.errors import GfwemuError
 HERE = Path(__file__).resolve().parent
 KEPT_TABLE = HERE / "bench-table.json"
 FORMAT = 1
-MEASURES: tuple[ModuleType, ...] = (bulk, connections, latency, packets, reset, dns, load, reload, flows, replay)
+MEASURES: tuple[ModuleType, ...] = (
+    bulk,
+    connections,
+    latency,
+    packets,
+    reset,
+    throttle,
+    dns,
+    load,
+    reload,
+    flows,
+    replay,
+)
 NAMES = [measure.NAME for measure in MEASURES]
 _ASK_HOP = "from gfwemu.kernel.hop import find_hop; from gfwemu.kernel.nft import Nft; print(find_hop(Nft()))"
 

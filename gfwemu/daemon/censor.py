@@ -19,7 +19,7 @@ from gfwemu.engine.records import EngineFault
 from gfwemu.kernel.inject import Injector
 from gfwemu.kernel.queue import PacketQueue, QueueOptions, bulk_queue, queue_losses
 from gfwemu.kernel.table import Table
-from gfwemu.model import Side, Transport, Verdict
+from gfwemu.model import Side, Verdict
 from gfwemu.rules.compiled import RuleSet
 
 _BATCH = 64
@@ -37,7 +37,6 @@ _FULL_COLLECTION = 60
 
 # A member of an enumeration is slow to reach, and there are many packets.
 _ACCEPT = Verdict.ACCEPT
-_UDP = int(Transport.UDP)
 
 
 class Censor:
@@ -231,10 +230,7 @@ class Censor:
                 self.output(self._outputs.commanded, command, now, b"", None)
             elif isinstance(command, Inject):
                 # What was accepted before leaves before.
-                queue.afterwards(partial(self._inject, command.data))
-                if not _is_datagram(command.data):
-                    # What its receiver takes it for depends on what came before.
-                    queue.flush()
+                queue.then(partial(self._inject, command.data))
             elif isinstance(command, SetTimer):
                 self._timer_at = command.at
             elif isinstance(command, Hold):
@@ -302,10 +298,6 @@ class Censor:
     def _fault(self, now: float, error: str) -> None:
         say(f"the engine failed, and its `on_error` was applied; please report this:\n{error}")
         self._perform([Report(EngineFault(now, error))], now)
-
-
-def _is_datagram(data: bytes) -> bool:
-    return data[9 if data[0] >> 4 == 4 else 6] == _UDP
 
 
 class Outlet:

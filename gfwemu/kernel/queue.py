@@ -185,7 +185,6 @@ class PacketQueue:
         they pass, with that mark (0: their own)."""
         self._joinable: tuple[_Bound, int] | None = None
         """Queue and mark with which a packet may join the last of the verdicts."""
-        self._afterwards: list[Callable[[], None]] = []
         self._arrived: deque[tuple[_Bound, bytes]] = deque()
         self._leaving: _Bound | None = None
         self._moved_from: _Bound | None = None
@@ -337,12 +336,13 @@ class PacketQueue:
         else:
             self._verdicts.append(packet.drop)
 
-    def afterwards(self, action: Callable[[], None]) -> None:
-        """To be done behind the verdicts that wait."""
-        self._afterwards.append(action)
+    def then(self, action: Callable[[], None]) -> None:
+        """To be done behind the verdicts that wait, and before any other."""
+        self._joinable = None
+        self._verdicts.append(action)
 
     def flush(self) -> None:
-        """Gives the verdicts that wait, in the order in which they were decided, and does what was to come behind."""
+        """Gives the verdicts that wait, in the order in which they were decided, and does what stands between them."""
         verdicts = self._verdicts
         if verdicts:
             self._verdicts, self._joinable = [], None
@@ -351,10 +351,6 @@ class PacketQueue:
                     _accept_up_to(*verdict)
                 else:
                     verdict()
-        if self._afterwards:
-            actions, self._afterwards = self._afterwards, []
-            for action in actions:
-                action()
         if self._leaving is not None:
             # No more packets than a queue holds can have come before those that go to the other one from now on.
             self._moved_from, self._left_behind, self._leaving = self._leaving, self._room, None
