@@ -130,7 +130,7 @@ def ask(wire: Wire, address: str, name: str, *, pause: float = 0.0, patience: fl
     """The response code that comes for a query in fragments, None where none comes. `pause`: before the last."""
     source = HAND_V6 if ":" in address else HAND_V4
     key = FiveTuple(17, packed(source), 30_000 + next(_identifications), packed(address), 53)
-    *first, last = cut(build_udp(key, DNSRecord.question(name).pack()), 16)
+    *first, last = cut(build_udp(key, bytes(DNSRecord.question(name).pack())), 16)
     with wire.sniffer() as sniffer:
 
         def answers() -> list[bytes]:
