@@ -35,7 +35,8 @@ class Evidence:
 
 @record
 class RuleHit:
-    """A rule fired. packet_number counts the flow's packets in both directions from 1.
+    """A rule fired. packet_number counts the flow's packets in both directions from 1, those that passed unseen
+    not, but for those of the handshake.
 
     towards: whom a reset goes to (`client`, `server`, `both`), or "" where the action sends none.
     """

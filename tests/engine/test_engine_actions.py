@@ -36,6 +36,16 @@ def only_hit(reaction: Reaction) -> RuleHit:
     return hits[0]
 
 
+@pytest.mark.parametrize("seen", [(0,), (0, 1, 2)])
+def test_a_hit_counts_the_handshake_though_its_end_passes_unseen(seen: tuple[int, ...]) -> None:
+    book, talk = Playbook(ruleset(rule("drop", BLOCKED))), TcpTalk()
+    handshake = list(talk.handshake())
+    for place in seen:
+        book.packet(handshake[place])
+    hit = only_hit(book.packet(talk.to_server(client_hello("www.blocked.example"))))
+    assert hit.packet_number == 4
+
+
 def test_sni_drop_silences_the_flow_and_no_other() -> None:
     book, talk = Playbook(ruleset(rule("drop", BLOCKED))), TcpTalk()
     reaction = hello(book, talk)
