@@ -28,7 +28,7 @@ def invoke(*arguments: str) -> Result:
 
 
 def test_names_are_told_apart() -> None:
-    assert len(set(NAMES)) == len(NAMES) == 10
+    assert len(set(NAMES)) == len(NAMES) == 11
 
 
 def test_unknown_measure_is_named() -> None:
