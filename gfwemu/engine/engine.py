@@ -210,8 +210,6 @@ class Engine:
         flow, direction, ended = self._flows.find(packet, censor_now, event.came_from)
         for gone, reason in ended:
             commands.append(self._ended(gone, event.now, reason))
-        if self._offload and packet.proto == _TCP:
-            self._flows.count_handshake(flow, packet, direction)
         flow.count(direction, len(packet.raw), bool(packet.payload), censor_now)
         return flow, direction
 

@@ -75,21 +75,6 @@ class FlowKeeper:
                 state = _ESTABLISHED
         self.table.touch(flow, state)
 
-    @staticmethod
-    def count_handshake(flow: Flow, packet: Packet, direction: Direction) -> None:
-        """Counts the SYN/ACK and the ACK where they passed unseen: this packet of a TCP flow shows that they were."""
-        if (
-            flow.packets_to_server == 1
-            and flow.packets_to_client == 0
-            and direction is _TO_SERVER
-            and packet.payload
-            and packet.flags & _ACK
-            and flow.client_isn is not None
-            and packet.seq == (flow.client_isn + 1) % _SEQUENCE_MODULUS
-        ):
-            flow.add(_TO_CLIENT, 1, 0)
-            flow.add(_TO_SERVER, 1, 0)
-
     def _learn_roles(self, flow: Flow, packet: Packet) -> None:
         """A censor that remembers connections by their SYN/ACK, too, takes its sender for the server from now on.
 

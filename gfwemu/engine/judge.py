@@ -378,6 +378,12 @@ def _is_no_query(rule: CompiledRule, message: Message) -> bool:
     return rule.action_name == "poison" and message.facts.get("dns.response") is True
 
 
+def _number(flow: Flow) -> int:
+    """Of the packet just counted. Where nothing of the server was seen, SYN/ACK and ACK passed unseen, and count."""
+    begun = flow.tuple.proto == _TCP and flow.client_isn is not None and flow.payloads_to_server
+    return sum(flow.packets) + (2 if begun and not flow.packets_to_client else 0)
+
+
 def _hit(candidate: Candidate, work: Work, evidence: tuple[Evidence, ...], view: View) -> Report:
     rule = candidate.rule
     return Report(
@@ -388,7 +394,7 @@ def _hit(candidate: Candidate, work: Work, evidence: tuple[Evidence, ...], view:
             action=rule.action_name,
             placement=rule.placement,
             direction=work.direction,
-            packet_number=sum(work.flow.packets),
+            packet_number=_number(work.flow),
             packet_length=len(work.packet.raw),
             evidence=evidence,
             facts=view.message,
